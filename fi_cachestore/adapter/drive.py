@@ -1,0 +1,305 @@
+"""Tuning: FlashInfer's own loop, driven once per runner, so that hit, claim and publish are per (runner, profile).
+
+The loop asks ``search_cache`` before each profile. A profile that a record answers, or that another process measures, looks like a hit
+to it; one that is ours looks like a miss, is measured by the loop, and is harvested when the loop asks for the next. Profiles claimed
+elsewhere are left for last, and the loop is repeated until nothing is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from flashinfer import autotuner as flashinfer_autotuner
+from flashinfer.autotuner import TunableRunner, TuningConfig
+
+from fi_cachestore.adapter import serve
+from fi_cachestore.adapter.frames import Frame, Step, Trial
+from fi_cachestore.adapter.introspect import RunnerView
+from fi_cachestore.adapter.serve import Description
+from fi_cachestore.adapter.state import Attached
+from fi_cachestore.adapter.tactics import is_default
+from fi_cachestore.config import Mode
+from fi_cachestore.environment.facets import Device
+from fi_cachestore.errors import Gap
+from fi_cachestore.keys.canonical import encode
+from fi_cachestore.keys.model import TuneKey
+from fi_cachestore.records.choosing import ranked
+from fi_cachestore.records.record import DEFAULT_TACTIC, Provenance, Record
+from fi_cachestore.session import Answered, Elsewhere, Mine, Session
+
+if TYPE_CHECKING:
+    from fi_cachestore.adapter.tuner import CacheStoreTuner
+
+_ALL: Final = 1 << 30
+_OUT_OF_MEMORY: Final = (torch.cuda.OutOfMemoryError, MemoryError)
+
+
+def choose(
+    tuner: CacheStoreTuner, op: str, runners: list[TunableRunner], config: TuningConfig, inputs: list[Any], kwargs: Mapping[str, Any]
+) -> tuple[TunableRunner, Any]:
+    """Answer ``choose_one`` while tuning: see to every profile of every runner, then choose from the records."""
+    attached = tuner.state.tuning or tuner.state.current
+    if attached.session.mode is Mode.REPLAY:
+        return serve.choose(tuner, op, runners, config, inputs, kwargs)
+    described = _describe(tuner, attached, op, runners, tuner.effective_config(config), inputs, kwargs)
+    if described is None:
+        with tuner.memory_only():
+            return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
+    if described.is_collective:
+        tuner.state.note_ephemeral(op, "collective op without a group")
+        return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
+    profiles = tuner._generate_optimization_profiles(described.calls[0].config, inputs)
+    shapes = [profile.get_opt_shapes() for profile in profiles]
+    whole_call = encode([described.fingerprint, list(shapes)])
+    if not tuner.state.is_tuned(whole_call):
+        for index in range(len(runners)):
+            steps = [_step(tuner, described.view(0, index), opt_shapes) for opt_shapes in shapes]
+            _see_to(tuner, attached.session, described.view(0, index), steps, config)
+        tuner.state.forget_answers()
+        tuner.state.set_tuned(whole_call)
+    decision = serve.answer(tuner, described)
+    return runners[decision.runner_index], decision.tactic
+
+
+def _describe(
+    tuner: CacheStoreTuner,
+    attached: Attached,
+    op: str,
+    runners: list[TunableRunner],
+    config: tuple[TuningConfig, Any],
+    inputs: list[Any],
+    kwargs: Mapping[str, Any],
+) -> Description | None:
+    """Describe a tuning call, and note the rule it is made under; ``None`` (said once) for a call that stays in memory."""
+    state = tuner.state
+    group = getattr(flashinfer_autotuner, "get_autotune_process_group", lambda: None)()
+    if group is not None:
+        state.suspend("FlashInfer averages its timings over a process group")
+    if state.suspended_because is not None or attached.session.mode is Mode.EPHEMERAL:
+        state.note_ephemeral(op, state.suspended_because or "mode ephemeral")
+        return None
+    described = serve.describe(tuner, op, runners, [config], inputs, kwargs)
+    if not isinstance(described, Description) or described.gaps:
+        state.note_ephemeral(op, "incomplete key", described if isinstance(described, tuple) else described.gaps)
+        return None
+    if (device := described.calls[0].device) is not None:
+        attached.devices.add(device)
+        attached.session.note_rule(state.device_model(device), tuner.rule_in_force())
+    return described
+
+
+def _step(tuner: CacheStoreTuner, view: RunnerView, shapes: tuple[tuple[int, ...], ...]) -> Step:
+    """Return one profile of a runner. A profile without a key of its own is left alone: it would be found by no look-up."""
+    keys = view.keys(view.call.bucket(shapes), serving=False)
+    complete = tuple(key for key in keys if isinstance(key, TuneKey))
+    if not complete:
+        tuner.state.note_ephemeral(view.call.op, "profile without a key", tuple(gap for gap in keys if isinstance(gap, Gap)))
+    return Step(complete, is_done=not complete)
+
+
+def _see_to(tuner: CacheStoreTuner, session: Session, view: RunnerView, steps: list[Step], config: TuningConfig) -> None:
+    """Have every step answered: by a record, by our measurement, or by somebody else's."""
+    for step in steps:
+        if not step.is_done and (record := session.answered(step.keys)) is not None:
+            step.record, step.is_done = record, True
+    if all(step.is_done for step in steps):
+        return
+    synchronize(view.call.inputs)
+    frame = Frame(session, view.runner, view.call.device or Device("cpu"), steps)
+    try:
+        while True:
+            before = _open(steps)
+            _pass(tuner, view, frame, config)
+            after = _open(steps)
+            if not after:
+                return
+            if not frame.elsewhere and len(after) == len(before):
+                session.warn_once("loop", "%s: FlashInfer did not offer %d profiles; they stay untuned", view.call.op, len(after))
+                return
+            if frame.elsewhere:
+                session.await_any(frame.elsewhere)
+    finally:
+        session.drop(step.key for step in steps if step.keys)
+
+
+def _open(steps: list[Step]) -> list[Step]:
+    return [step for step in steps if not step.is_done]
+
+
+def _pass(tuner: CacheStoreTuner, view: RunnerView, frame: Frame, config: TuningConfig) -> None:
+    """Run the loop once. Whatever ends it, no claim stays held."""
+    frame.position, frame.elsewhere = 0, []
+    call = view.call
+    try:
+        with tuner.state.frames.push(frame), tuner.isolated():
+            tuner.plain_choose_one(call.op, [view.runner], config, call.inputs, **call.arguments)
+        if frame.trial is not None:  # the loop gave up in the middle of a profile: it does so only when memory runs out
+            frame.trial.is_out_of_memory = True
+            harvest(tuner, frame)
+    finally:
+        if frame.trial is not None:
+            frame.session.abandon(frame.trial.mine)
+            frame.trial = None
+
+
+def next_profile(tuner: CacheStoreTuner, frame: Frame) -> bool:
+    """Answer FlashInfer's look-up inside a drive: whether the profile it comes to counts as a hit. Harvests the one before."""
+    harvest(tuner, frame)
+    if frame.position >= len(frame.steps):
+        return True
+    step = frame.steps[frame.position]
+    frame.position += 1
+    if step.is_done:
+        return True
+    match frame.session.begin(step.key, step.keys[1:]):
+        case Mine() as mine:
+            frame.trial = Trial(step, mine, tuner.state.clock.monotonic_ns())
+            return False
+        case Answered(record):
+            step.record, step.is_done = record, True
+        case Elsewhere():
+            frame.elsewhere.append(step.key)
+        case _:
+            step.is_done = True
+    return True
+
+
+def harvest(tuner: CacheStoreTuner, frame: Frame) -> None:
+    """Turn the measurement under way into a record, publish it and free its claim."""
+    trial, frame.trial = frame.trial, None
+    if trial is None:
+        return
+    step, session = trial.step, frame.session
+    step.is_done = True
+    if trial.is_out_of_memory:
+        session.give_up(trial.mine, step.key, out_of_memory=True)
+        return
+    provenance = _provenance(tuner, frame, trial)
+    record = Record(step.key, trial.measurements(), trial.space(), provenance, default_raced=trial.is_default_raced)
+    mine = trial.mine if trial.is_storable() else replace(trial.mine, share=False)
+    tuner.state.objects.remember(record.digest, trial.objects())
+    step.record = session.finish(mine, record)
+
+
+def _provenance(tuner: CacheStoreTuner, frame: Frame, trial: Trial) -> Provenance:
+    clock = tuner.state.clock
+    performance = tuner.state.introspector.environments.of(frame.device).performance()
+    return Provenance(
+        measured_unix_ns=clock.unix_ns(),
+        tuning_ns=max(clock.monotonic_ns() - trial.started_ns, 0),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        library=f"fi_cachestore {metadata.version('fi_cachestore')}",
+        performance=performance,
+    )
+
+
+def timed(frame: Frame, measure: Callable[[Any], float], tactic: Any) -> float:
+    """Measure a tactic inside a drive and keep its time; before the first, measure the default where the list has none.
+
+    Raises what ``measure`` raises.
+    """
+    trial = frame.trial
+    assert trial is not None  # noqa: S101 - the caller has looked
+    if frame.races_default and trial.default() is None and not any(map(is_default, [tactic, *(trial.listed or ())])):
+        trial.is_default_raced = True
+        with contextlib.suppress(Exception):
+            _timed_once(trial, measure, DEFAULT_TACTIC)
+        if trial.is_out_of_memory:
+            raise torch.cuda.OutOfMemoryError
+    known = trial.default() if is_default(tactic) else None
+    if known is None:
+        return _timed_once(trial, measure, tactic)
+    trial.is_default_raced = False  # it was in the list after all, in a version of FlashInfer that does not show its list
+    return known[0] / 1e6 if known[0] is not None else float("inf")
+
+
+def _timed_once(trial: Trial, measure: Callable[[Any], float], tactic: Any) -> float:
+    try:
+        time_ms = measure(tactic)
+    except Exception as error:
+        trial.is_out_of_memory |= isinstance(error, _OUT_OF_MEMORY)
+        trial.note(tactic, None, type(error).__name__)
+        _clear_cuda_error()
+        raise
+    trial.note(tactic, time_ms, None)
+    return time_ms
+
+
+def _clear_cuda_error() -> None:
+    """Keep a failed kernel's error from surfacing in the next one, as FlashInfer's loop does."""
+    if torch.cuda.is_initialized():
+        with contextlib.suppress(Exception):
+            torch.cuda.synchronize()
+        with contextlib.suppress(Exception):
+            torch.cuda.cudart().cudaGetLastError()
+
+
+def synchronize(inputs: list[Any]) -> None:
+    """Wait for the call's stream, so that no queued collective is waited for while a claim is held."""
+    device = next((item.device for item in inputs if isinstance(item, torch.Tensor) and item.is_cuda), None)
+    if device is not None:
+        torch.cuda.current_stream(device).synchronize()
+
+
+def rank(
+    tuner: CacheStoreTuner, op: str, runner: TunableRunner, config: TuningConfig, inputs: list[Any], kwargs: Mapping[str, Any], count: int
+) -> list[Any]:
+    """Answer ``rank_tactics`` while tuning: the best ``count`` tactics of the runner's own list, from a record or measured now."""
+    attached = tuner.state.tuning or tuner.state.current
+    if attached.session.mode is Mode.REPLAY:
+        chosen = serve.choose(tuner, op, [runner], config, inputs, kwargs)
+        return [chosen[1]]
+    described = _describe(tuner, attached, op, [runner], tuner.effective_config(config, ranking=True), inputs, kwargs)
+    if described is None:
+        with tuner.memory_only():
+            return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
+    if described.is_collective:
+        return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
+    view = described.view(0, 0)
+    step = _step(tuner, view, view.call.shapes)
+    if not step.keys:
+        with tuner.memory_only():
+            return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
+    frame = Frame(attached.session, runner, view.call.device or Device("cpu"), [step], races_default=False)
+    measured = _ranked_here(tuner, view, frame, config)
+    if step.record is None:
+        return measured[:count] if measured else [DEFAULT_TACTIC]
+    objects = (serve.own_object(tuner, view, step.record, value) for value in ranked(step.record))
+    tactics = [tactic for usable, tactic in objects if usable]
+    blocklist = vars(tuner).get("_blocklist")
+    allowed = tactics if blocklist is None else list(blocklist.filter(op, runner, tactics))
+    return allowed[:count] or [DEFAULT_TACTIC]
+
+
+def _ranked_here(tuner: CacheStoreTuner, view: RunnerView, frame: Frame, config: TuningConfig) -> list[Any]:
+    """Have the one step of ``frame`` answered; return FlashInfer's ranking where it was measured here."""
+    step, session, call = frame.steps[0], frame.session, view.call
+    synchronize(call.inputs)
+    try:
+        while next_profile(tuner, frame):
+            if step.is_done:
+                return []
+            session.await_any(frame.elsewhere)
+            frame.position, frame.elsewhere = 0, []
+        with tuner.state.frames.push(frame), tuner.isolated():
+            measured = tuner.plain_rank_tactics(call.op, [view.runner], config, call.inputs, k=_ALL, **call.arguments)
+        harvest(tuner, frame)
+    except _OUT_OF_MEMORY:
+        if frame.trial is not None:
+            frame.trial.is_out_of_memory = True
+            harvest(tuner, frame)
+        raise
+    finally:
+        if frame.trial is not None:
+            session.abandon(frame.trial.mine)
+            frame.trial = None
+        session.drop(step.keys)
+    return measured

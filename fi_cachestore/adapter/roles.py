@@ -1,0 +1,129 @@
+"""The role of a parameter where no contract speaks: from its name, and from what the class's own methods do with it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from enum import StrEnum
+from types import CodeType, FunctionType
+from typing import Final
+
+from fi_cachestore.adapter.sources import class_functions, source_text
+
+
+class Role(StrEnum):
+    """What a parameter is for; only semantic ones (and the kind of rounding) are in the key."""
+
+    SEMANTIC = "semantic"
+    PLACEMENT = "placement"
+    RESOURCE = "resource"
+    DYNAMIC = "dynamic"
+    ROUNDING = "rounding"
+
+
+_PLACEMENT_NAME: Final = re.compile(r"(.*_)?rank|local_expert_offset|device_index|device_id")
+# The rank of a decomposition is a size, not a place: kv_lora_rank, q_lora_rank, svd_rank, low_rank.
+_SIZE_NAME: Final = re.compile(r".*(lora|svd|low|decomposition|factor)_rank")
+_MUTATORS: Final = frozenset(
+    "add append appendleft clear discard extend insert pop popitem remove setdefault sort update".split()  # noqa: SIM905
+)
+_CONSTRUCTORS: Final = frozenset({"__init__", "__new__", "__post_init__", "__init_subclass__"})
+
+_mutated: dict[tuple[tuple[str, CodeType], ...], frozenset[str]] = {}
+_MAX_CACHED = 4096
+
+
+def role_by_name(name: str) -> Role | None:
+    """Return the role that a parameter's name alone gives it."""
+    if name.endswith("_cache"):  # FlashInfer's own convention: left out of TunableRunner.__hash__
+        return Role.RESOURCE
+    if _PLACEMENT_NAME.fullmatch(name) and not _SIZE_NAME.fullmatch(name):
+        return Role.PLACEMENT
+    return None
+
+
+def mutated_names(cls: type, base: type) -> frozenset[str]:
+    """Return the attributes that methods of ``cls`` assign or change after construction: memos, buffers, lazily filled state.
+
+    Constructors do not count, nor do private methods that only constructors call. State of the class itself counts wherever it is
+    changed. A class without source gives none, which makes the key bigger, never smaller.
+    """
+    functions = list(class_functions(cls, base))
+    signature = tuple((name, function.__code__) for _, name, function in functions)
+    if signature not in _mutated:
+        if len(_mutated) >= _MAX_CACHED:
+            _mutated.clear()
+        class_names = frozenset(owner.__name__ for owner, _, _ in functions)
+        _mutated[signature] = _scan([(name, function) for _, name, function in functions], class_names)
+    lazy = {name for name, member in _members(cls) if isinstance(member, functools.cached_property)}
+    return _mutated[signature] | lazy
+
+
+def _members(cls: type) -> Iterator[tuple[str, object]]:
+    for owner in cls.__mro__:
+        yield from vars(owner).items()
+
+
+def _scan(functions: list[tuple[str, FunctionType]], class_names: frozenset[str]) -> frozenset[str]:
+    trees = [(name, tree) for name, function in functions if (tree := _parse(function)) is not None]
+    constructing = _constructing(dict(trees))
+    found: set[str] = set()
+    for name, tree in trees:
+        receivers = {"cls"} | class_names
+        if name not in constructing:
+            receivers |= {_first_argument(tree)}
+        found.update(_changed_attributes(tree, receivers))
+    return frozenset(found)
+
+
+def _parse(function: FunctionType) -> ast.FunctionDef | None:
+    text = source_text(function)
+    if text is None:
+        return None
+    try:
+        body = ast.parse(text).body
+    except SyntaxError:
+        return None
+    return body[0] if body and isinstance(body[0], ast.FunctionDef) else None
+
+
+def _first_argument(tree: ast.FunctionDef) -> str:
+    arguments = [*tree.args.posonlyargs, *tree.args.args]
+    return arguments[0].arg if arguments else "self"
+
+
+def _constructing(methods: dict[str, ast.FunctionDef]) -> frozenset[str]:
+    """Return the constructors, with the private methods that nothing else calls."""
+    calls = {name: {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} for name, tree in methods.items()}
+    inside = set(_CONSTRUCTORS & set(methods))
+    while True:
+        outside = {called for name, names in calls.items() if name not in inside for called in names}
+        more = {
+            called for name in inside for called in calls[name] if called in methods and called[:1] == "_" and called not in outside
+        } - inside
+        if not more:
+            return frozenset(inside)
+        inside |= more
+
+
+def _changed_attributes(tree: ast.AST, receivers: set[str]) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(ctx=ast.Store() | ast.Del()):
+                yield from _attribute_of(node, receivers)
+            case ast.Subscript(ctx=ast.Store() | ast.Del()):
+                yield from _attribute_of(node.value, receivers)
+            case ast.Call(func=ast.Attribute(value=owner, attr=method)) if method in _MUTATORS:
+                yield from _attribute_of(owner, receivers)
+            case ast.Call(func=ast.Name(id="setattr"), args=[ast.Name(id=receiver), ast.Constant(value=str(name)), *_]):
+                if receiver in receivers:
+                    yield name
+
+
+def _attribute_of(node: ast.expr, receivers: set[str]) -> Iterator[str]:
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in receivers:
+        yield node.attr

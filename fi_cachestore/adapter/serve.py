@@ -1,0 +1,198 @@
+"""Serving: from a call to runner and tactic, by records alone.
+
+Reads only: nothing here writes, locks, tunes, compiles or logs per call, and an answer is remembered for the very same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from flashinfer.autotuner import TunableRunner, TuningConfig
+
+from fi_cachestore.adapter import policy as policies
+from fi_cachestore.adapter.introspect import Call, RunnerView, device_of
+from fi_cachestore.adapter.state import AdapterState, Decision
+from fi_cachestore.adapter.tactics import find_in, is_default, is_plain_value, own_list, tactic_value
+from fi_cachestore.config import Mode
+from fi_cachestore.errors import Gap
+from fi_cachestore.keys.canonical import Value, encode
+from fi_cachestore.keys.model import TuneKey
+from fi_cachestore.records.choosing import Candidate, Choice, preference
+from fi_cachestore.records.record import DEFAULT_TACTIC, Record, TacticSpace
+from fi_cachestore.store.port import Hit
+
+if TYPE_CHECKING:
+    from fi_cachestore.adapter.tuner import CacheStoreTuner
+
+_DEFAULT: Final = Decision(0, DEFAULT_TACTIC, is_hit=False)
+
+
+@dataclass
+class Description:
+    """One call under every rule that may hold for it. The views under the first rule are made at once, the others when asked for."""
+
+    op: str
+    runners: Sequence[TunableRunner]
+    calls: tuple[Call, ...]
+    views: dict[tuple[int, int], RunnerView] = field(default_factory=dict)
+
+    def view(self, call_index: int, runner_index: int) -> RunnerView:
+        """Return one runner of the call under one rule."""
+        at = (call_index, runner_index)
+        if at not in self.views:
+            self.views[at] = RunnerView(self.calls[call_index], self.runners[runner_index])
+        return self.views[at]
+
+    @cached_property
+    def gaps(self) -> tuple[Gap, ...]:
+        """What the call lacks for complete keys."""
+        return tuple(dict.fromkeys(gap for index in range(len(self.runners)) for gap in self.view(0, index).gaps))
+
+    @cached_property
+    def is_collective(self) -> bool:
+        """Whether one of the runners communicates with other ranks."""
+        return any(self.view(0, index).contract.collective for index in range(len(self.runners)))
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """Everything that the answer depends on. Only for a call without gaps."""
+        rules: list[Value] = [[call.bucket().dims, call.roundings, call.policy] for call in self.calls]
+        runners: list[Value] = [self.view(0, index).fingerprint() for index in range(len(self.runners))]
+        return encode([self.op, list(self.calls[0].raw_inputs()), runners, rules])
+
+
+def choose(
+    tuner: CacheStoreTuner, op: str, runners: list[TunableRunner], config: TuningConfig, inputs: list[Any], kwargs: Mapping[str, Any]
+) -> tuple[TunableRunner, Any]:
+    """Answer ``choose_one`` outside tuning."""
+    state = tuner.state
+    if state.suspended_because is not None or all(attached.session.mode is Mode.EPHEMERAL for attached in state.attached):
+        with tuner.memory_only():
+            return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
+    described = describe(tuner, op, runners, configs_in_force(tuner, config, inputs), inputs, kwargs)
+    if isinstance(described, Description) and described.is_collective:
+        return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
+    gaps = described.gaps if isinstance(described, Description) else described
+    if gaps or not isinstance(described, Description):
+        state.note_ephemeral(op, "incomplete key", gaps)
+        with tuner.memory_only():
+            return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
+    decision = answer(tuner, described)
+    return runners[decision.runner_index], decision.tactic
+
+
+def describe(
+    tuner: CacheStoreTuner,
+    op: str,
+    runners: Sequence[TunableRunner],
+    configs: Sequence[tuple[TuningConfig, Any]],
+    inputs: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Description | tuple[Gap, ...]:
+    """Describe a call under each of ``configs`` (config and measurement policy). A call that cannot be looked at is a gap; never raises."""
+    cupti_works = not getattr(tuner, "_cupti_disabled", False)
+    try:
+        calls = tuple(
+            Call(tuner.state.introspector, op, config, inputs, kwargs, policies.resolved(config, policy, cupti_works=cupti_works))
+            for config, policy in configs
+        )
+        described = Description(op, runners, calls)
+        if not described.gaps:
+            _ = described.fingerprint
+    except Exception as error:  # noqa: BLE001 - code of runners and mappers: FlashInfer meets the same error, and says so itself
+        return (Gap(op, "call", type(error).__name__, f"describing it failed: {error}"[:200]),)
+    return described
+
+
+def configs_in_force(tuner: CacheStoreTuner, config: TuningConfig, inputs: Sequence[Any]) -> list[tuple[TuningConfig, Any]]:
+    """Return the configs that a look-up made now tries, in order: the open context's, else those of the sessions' rules."""
+    device = device_of(inputs)
+    if tuner.has_context() or tuner.state.tuning is not None or device is None:
+        return [tuner.effective_config(config)]
+    return [tuner.config_under(rule, config) for rule in tuner.state.rules(device)]
+
+
+def answer(tuner: CacheStoreTuner, described: Description) -> Decision:
+    """Return the decision for a call with complete keys, from memory if it was made before."""
+    state = tuner.state
+    known = state.answer(described.fingerprint)
+    if known is None:
+        known = decide(tuner, described)
+        state.remember(described.fingerprint, known)
+    return known
+
+
+def decide(tuner: CacheStoreTuner, described: Description) -> Decision:
+    """Choose from the records of all runners; the default where none may be served."""
+    found = []
+    for index in range(len(described.runners)):
+        record = _record(tuner.state, described, index)
+        if record is not None:
+            found.append(Candidate(index, record))
+    for choice in preference(found):
+        view = described.view(0, choice.runner_index)
+        usable, tactic = resolve(tuner, view, choice)
+        if usable:
+            return Decision(choice.runner_index, tactic, is_hit=True)
+        tuner.state.current.session.recorder.add("refused_count")
+    return _DEFAULT
+
+
+def _record(state: AdapterState, described: Description, runner_index: int) -> Record | None:
+    for call_index, call in enumerate(described.calls):
+        for key in described.view(call_index, runner_index).keys(call.bucket(), serving=True):
+            if not isinstance(key, TuneKey):
+                break
+            for attached in state.attached:
+                if isinstance(hit := attached.session.find(key.digest), Hit):
+                    return hit.entry
+    return None
+
+
+def resolve(tuner: CacheStoreTuner, view: RunnerView, choice: Choice) -> tuple[bool, Any]:
+    """Return whether a stored tactic may be used for this very call, and the runner's own object for it."""
+    usable, tactic = own_object(tuner, view, choice.record, choice.tactic)
+    if not usable:
+        return False, None
+    blocklist = vars(tuner).get("_blocklist")
+    if blocklist is not None and not blocklist.filter(view.call.op, view.runner, [tactic]):
+        return False, None
+    if is_default(tactic):
+        return True, tactic
+    if view.contract.checks_size and not _lists_the_same(view, choice.record):
+        return False, None
+    return _validates(view, tactic), tactic
+
+
+def own_object(tuner: CacheStoreTuner, view: RunnerView, record: Record, value: Value) -> tuple[bool, Any]:
+    """Return whether a stored tactic is known to the runner, and the runner's own object for it."""
+    known, tactic = tuner.state.objects.get(record.digest, encode(value))
+    if known:
+        return True, tactic
+    if is_plain_value(value):
+        return True, value
+    tactics = own_list(view.runner, view.call.inputs, view.call.shapes)
+    if tactics is None:
+        return False, None
+    try:
+        return True, find_in(tactics, value)
+    except LookupError:
+        return False, None
+
+
+def _lists_the_same(view: RunnerView, record: Record) -> bool:
+    tactics = own_list(view.runner, view.call.inputs, view.call.shapes)
+    return tactics is not None and TacticSpace.of([tactic_value(tactic, i) for i, tactic in enumerate(tactics)]) == record.space
+
+
+def _validates(view: RunnerView, tactic: Any) -> bool:
+    validate = getattr(view.runner, "validate_tactic", None)
+    if validate is None:
+        return True
+    try:
+        return bool(validate(view.call.inputs, tactic))
+    except Exception:  # noqa: BLE001 - a runner's code: a check that fails is a check not passed
+        return False

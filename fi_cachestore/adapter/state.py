@@ -1,0 +1,173 @@
+"""What an attached tuner works with: the sessions, in order, what they remember of calls, and the rules in force."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from fi_cachestore.adapter.frames import Frames, OwnObjects
+from fi_cachestore.adapter.introspect import Introspector
+from fi_cachestore.coordination.port import Clock
+from fi_cachestore.environment.facets import Device
+from fi_cachestore.errors import Gap
+from fi_cachestore.keys.canonical import Value
+from fi_cachestore.records.rules import NO_RULE, Rule
+from fi_cachestore.session import Session
+
+logger: Final = logging.getLogger("fi_cachestore")
+
+_MAX_REMEMBERED: Final = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to one very call: a position in its list of runners and a tactic. ``is_hit`` is false for the default."""
+
+    runner_index: int
+    tactic: Any
+    is_hit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a session was opened with; in force on every thread while it tunes."""
+
+    rule: Rule = NO_RULE
+    policy: Any = None
+    skip_ops: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True, eq=False)
+class Attached:
+    """One session on the tuner. ``identity`` names root and mode, ``tuning_count`` counts open contexts."""
+
+    session: Session
+    overrides: Overrides
+    identity: tuple[object, ...]
+    root: Path | None = None
+    tuning_count: int = 0
+    devices: set[Device] = field(default_factory=set)
+
+
+class AdapterState:
+    """Shared by all threads of the process; the newest session comes first."""
+
+    def __init__(self, introspector: Introspector, clock: Clock, original: type) -> None:
+        """Start without sessions. ``original`` is the class that the tuner had."""
+        self.introspector = introspector
+        self.clock = clock
+        self.frames = Frames()
+        self.objects = OwnObjects()
+        self.attached: tuple[Attached, ...] = ()
+        self.original = original
+        self.suspended_because: str | None = None
+        self._answers: dict[bytes, Decision] = {}
+        self._tuned: set[bytes] = set()
+        self._in_force: dict[str, Rule] = {}
+        self._logged: set[object] = set()
+
+    # -- sessions ---------------------------------------------------------------------------------------------------------------
+
+    def put_first(self, attached: Attached) -> None:
+        """Make a session the newest. One with the same root and mode that is not tuning gives way: its records live on in this one."""
+        others = [known for known in self.attached if known.tuning_count > 0 or known.identity != attached.identity]
+        self.attached = (attached, *others)
+        self.forget()
+
+    def remove(self, attached: Attached) -> None:
+        """Take a session off, wherever it stands."""
+        self.attached = tuple(known for known in self.attached if known is not attached)
+        self.forget()
+
+    @property
+    def current(self) -> Attached:
+        """The newest session."""
+        return self.attached[0]
+
+    @property
+    def tuning(self) -> Attached | None:
+        """The newest session with an open tuning context."""
+        return next((attached for attached in self.attached if attached.tuning_count > 0), None)
+
+    def suspend(self, why: str) -> None:
+        """From now on keep everything in memory, and say so once."""
+        if self.suspended_because is None:
+            self.suspended_because = why
+            self.forget()
+            logger.warning("%s: fi_cachestore stays out of the way; every process tunes for itself, in memory", why)
+
+    # -- rules ------------------------------------------------------------------------------------------------------------------
+
+    def ambient(self) -> Rule:
+        """Return the rule for code that asks FlashInfer without a call at hand, outside any context of this thread."""
+        if (tuning := self.tuning) is not None:
+            return tuning.overrides.rule
+        device = _default_device()
+        rule = self._in_force.get(device.type)
+        if rule is None:
+            rule = self._in_force[device.type] = self.rules(device)[0]
+        return rule
+
+    def rules(self, device: Device) -> tuple[Rule, ...]:
+        """Return the rules to try for a look-up outside any context, in order; the last is every op's own."""
+        if (tuning := self.tuning) is not None:
+            return (tuning.overrides.rule,)
+        model = self.device_model(device)
+        tried = [rule for attached in self.attached for rule in attached.session.rules_in_force(model)[:-1]]
+        return tuple(dict.fromkeys((*tried, NO_RULE)))
+
+    def device_model(self, device: Device) -> dict[str, Value]:
+        """Return what rules are kept under."""
+        return self.introspector.environments.of(device).device_model()
+
+    # -- memory of answers ------------------------------------------------------------------------------------------------------
+
+    def answer(self, call: bytes) -> Decision | None:
+        """Return the remembered answer to a very call."""
+        return self._answers.get(call)
+
+    def remember(self, call: bytes, decision: Decision) -> None:
+        """Remember an answer, hit or miss, until something changes."""
+        if len(self._answers) >= _MAX_REMEMBERED:
+            self._answers.clear()
+        self._answers[call] = decision
+
+    def is_tuned(self, call: bytes) -> bool:
+        """Whether all profiles of a very call were seen to in the open session."""
+        return call in self._tuned
+
+    def set_tuned(self, call: bytes) -> None:
+        """Remember that all profiles of a very call were seen to."""
+        if len(self._tuned) >= _MAX_REMEMBERED:
+            self._tuned.clear()
+        self._tuned.add(call)
+
+    def forget_answers(self) -> None:
+        """Drop remembered answers: there are new records."""
+        self._answers.clear()
+
+    def forget(self) -> None:
+        """Drop every remembered answer and rule: sessions, records or rules have changed."""
+        self._answers.clear()
+        self._tuned.clear()
+        self._in_force.clear()
+
+    # -- ephemeral calls --------------------------------------------------------------------------------------------------------
+
+    def note_ephemeral(self, op: str, reason: str, gaps: tuple[Gap, ...] = ()) -> None:
+        """Count a call that stays in memory; say so once per op and reason."""
+        self.current.session.recorder.ephemeral(reason, gaps)
+        topic = (op, reason, gaps)
+        if topic in self._logged:
+            return
+        self._logged.add(topic)
+        detail = "; ".join(map(str, gaps)) or reason
+        logger.warning("%s stays ephemeral (tuned per process, in memory): %s", op, detail)
+
+
+def _default_device() -> Device:
+    return Device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else Device("cpu")

@@ -1,0 +1,224 @@
+"""The AutoTuner that works with records. An attached process's tuner instance is given this class; detaching gives the old one back.
+
+Frames decide what the overridden steps of FlashInfer's loop do; without a frame they behave as FlashInfer's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
+
+from fi_cachestore.adapter import drive, serve
+from fi_cachestore.adapter.frames import Frame, MemoryOnly
+from fi_cachestore.adapter.policy import from_rule, rule_fields
+from fi_cachestore.adapter.state import AdapterState
+from fi_cachestore.records.rules import Rule
+
+_SCRATCH = {
+    "profiling_cache": dict,
+    "_ranked_tactics_cache": dict,
+    "_profiling_cache_policies": dict,
+    "_winner_partitions": dict,
+    "_managed_decoded": dict,
+}
+_OVERRIDE_COUNT = 3 if hasattr(AutoTuner, "_override_cuda_graph_profile_replays") else 2
+_FLAGS = ("_dirty", "_dirty_seq")
+_FILE_SOURCES = {"_file_configs": dict, "_file_config_policies": dict}
+
+
+class CacheStoreTuner(AutoTuner):
+    """FlashInfer's AutoTuner over records. Never constructed: live tuners are given this class while a session is attached."""
+
+    _fi_cachestore: AdapterState
+
+    # -- what callers use -------------------------------------------------------------------------------------------------------
+
+    def choose_one(
+        self, custom_op: str, runners: list[TunableRunner], tuning_config: TuningConfig, inputs: list[Any], **kwargs: Any
+    ) -> tuple[TunableRunner, Any]:
+        """Return runner and tactic from records; while tuning, measure what no record answers."""
+        if custom_op in self._effective_skip_ops or not runners:
+            return super().choose_one(custom_op, runners, tuning_config, inputs, **kwargs)
+        if self.is_tuning_mode:
+            return drive.choose(self, custom_op, runners, tuning_config, inputs, kwargs)
+        return serve.choose(self, custom_op, runners, tuning_config, inputs, kwargs)
+
+    def rank_tactics(
+        self, custom_op: str, runners: list[TunableRunner], tuning_config: TuningConfig, inputs: list[Any], k: int = 1, **kwargs: Any
+    ) -> list[Any]:
+        """Return the best tactics of one runner from its record, or measure and record them."""
+        if k > 1 and len(runners) == 1 and self.is_tuning_mode and custom_op not in self._effective_skip_ops:
+            return drive.rank(self, custom_op, runners[0], tuning_config, inputs, kwargs, k)
+        return super().rank_tactics(custom_op, runners, tuning_config, inputs, k=k, **kwargs)  # a choice of one, by choose_one
+
+    def clear_cache(self) -> None:
+        """Clear FlashInfer's memory, and what was remembered of answers."""
+        super().clear_cache()
+        for attached in self._fi_cachestore.attached:
+            attached.session.refresh()
+        self._fi_cachestore.forget()
+
+    # -- steps of FlashInfer's loop ---------------------------------------------------------------------------------------------
+
+    def search_cache(self, *args: Any, **kwargs: Any) -> tuple[bool, int, Any, Any]:
+        """Inside a drive, say whether the next profile is to be measured; else as FlashInfer does."""
+        frame = self._fi_cachestore.frames.top
+        if isinstance(frame, Frame):
+            return drive.next_profile(self, frame), 0, -1, None
+        return super().search_cache(*args, **kwargs)
+
+    def _profile_single_kernel(
+        self, runner: TunableRunner, inputs: list[Any], tactic: Any, tuning_config: TuningConfig, *args: Any, **kwargs: Any
+    ) -> float:
+        frame = self._fi_cachestore.frames.top
+        measure = super()._profile_single_kernel
+        if isinstance(frame, Frame) and frame.trial is not None and frame.runner is runner:
+            return drive.timed(frame, lambda tried: measure(runner, inputs, tried, tuning_config, *args, **kwargs), tactic)
+        return measure(runner, inputs, tactic, tuning_config, *args, **kwargs)
+
+    @property
+    def _blocklist(self) -> Any:
+        inner = vars(self).get("_blocklist")
+        frame = self._fi_cachestore.frames.top
+        return inner if inner is None or not isinstance(frame, Frame) else _ListingBlocklist(inner, frame)
+
+    @_blocklist.setter
+    def _blocklist(self, value: Any) -> None:
+        vars(self)["_blocklist"] = value
+
+    @property
+    def _in_v2_context(self) -> bool:
+        if isinstance(self._fi_cachestore.frames.top, Frame):
+            return False  # a drive races the default itself, for runners that list anything at all
+        return bool(super()._in_v2_context)
+
+    @property
+    def _active_managed_store(self) -> Any:
+        if self._fi_cachestore.frames.top is not None:
+            return None
+        return super()._active_managed_store
+
+    # -- overrides in force -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _override_tuning_buckets(self) -> tuple[int, ...] | None:
+        return super()._override_tuning_buckets if self.has_context() else self._fi_cachestore.ambient().buckets
+
+    @property
+    def _override_round_up(self) -> bool:
+        return bool(super()._override_round_up) if self.has_context() else self._fi_cachestore.ambient().round_up
+
+    @property
+    def _override_cuda_graph_profile_replays(self) -> int | None:
+        return super()._override_cuda_graph_profile_replays if self.has_context() else self._fi_cachestore.ambient().replays
+
+    @property
+    def _effective_measure_policy(self) -> Any:
+        inner = super()._effective_measure_policy
+        if inner is not None:
+            return inner
+        tuning = self._fi_cachestore.tuning
+        if tuning is not None:
+            return tuning.overrides.policy
+        return from_rule(self._fi_cachestore.ambient())
+
+    @property
+    def _effective_skip_ops(self) -> frozenset[str]:
+        tuning = self._fi_cachestore.tuning
+        own: frozenset[str] = super()._effective_skip_ops
+        return own if tuning is None else own | tuning.overrides.skip_ops
+
+    # -- for drive and serve ----------------------------------------------------------------------------------------------------
+
+    def has_context(self) -> bool:
+        """Whether a context of this thread says which buckets and rounding are in force."""
+        return bool(self._get_override_stack())
+
+    def rule_in_force(self) -> Rule:
+        """Return what the open contexts amount to, for remembering it."""
+        policy = rule_fields(getattr(self, "_effective_measure_policy", None))
+        replays = getattr(self, "_override_cuda_graph_profile_replays", None)
+        return Rule(self._override_tuning_buckets, self._override_round_up, replays, **policy)
+
+    def effective_config(self, config: TuningConfig, *, ranking: bool = False) -> tuple[TuningConfig, Any]:
+        """Return the config that FlashInfer will use for a call made now, and the measurement policy.
+
+        ``rank_tactics`` takes neither replays nor the policy's execution mode.
+        """
+        replays = None if ranking else getattr(self, "_override_cuda_graph_profile_replays", None)
+        if self._override_tuning_buckets is not None or self._override_round_up or replays is not None:
+            config = self._apply_tuning_overrides(config)
+        policy = getattr(self, "_effective_measure_policy", None)
+        if policy is not None and not ranking:
+            config = self._apply_measure_policy(config, policy)
+        return config, policy
+
+    def config_under(self, rule: Rule, config: TuningConfig) -> tuple[TuningConfig, Any]:
+        """Return what ``effective_config`` would, were ``rule`` in force."""
+        if rule.buckets is not None or rule.round_up or rule.replays is not None:
+            stack: list[Any] = self._get_override_stack()
+            stack.append((rule.buckets, rule.round_up, rule.replays)[:_OVERRIDE_COUNT])
+            try:
+                config = self._apply_tuning_overrides(config)
+            finally:
+                stack.pop()
+        policy = from_rule(rule)
+        return (config if policy is None else self._apply_measure_policy(config, policy)), policy
+
+    @contextlib.contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Run FlashInfer's loop without leaving winners in its memory: it takes the first runner that has any, ours takes the best.
+
+        Holds the tuner's lock, as the loop itself does.
+        """
+        with self._swapped({name: make() for name, make in _SCRATCH.items()}, _FLAGS):
+            yield
+
+    @contextlib.contextmanager
+    def memory_only(self) -> Iterator[None]:
+        """Let FlashInfer answer a call from its memory, without the files and stores that it may have been given."""
+        with self._fi_cachestore.frames.push(MemoryOnly()), self._swapped({name: make() for name, make in _FILE_SOURCES.items()}, ()):
+            yield
+
+    @contextlib.contextmanager
+    def _swapped(self, fresh: dict[str, Any], kept: tuple[str, ...]) -> Iterator[None]:
+        with self._lock:
+            names = [name for name in (*fresh, *kept) if name in vars(self)]
+            before = {name: vars(self)[name] for name in names}
+            vars(self).update({name: item for name, item in fresh.items() if name in before})
+            try:
+                yield
+            finally:
+                vars(self).update(before)
+
+    def plain_choose_one(self, *args: Any, **kwargs: Any) -> tuple[TunableRunner, Any]:
+        """FlashInfer's own ``choose_one``."""
+        return super().choose_one(*args, **kwargs)
+
+    def plain_rank_tactics(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """FlashInfer's own ``rank_tactics``."""
+        return super().rank_tactics(*args, **kwargs)
+
+    @property
+    def state(self) -> AdapterState:
+        """The adapter's state."""
+        return self._fi_cachestore
+
+
+class _ListingBlocklist:
+    """Shows a frame the runner's own list on its way to FlashInfer's blocklist."""
+
+    def __init__(self, inner: Any, frame: Frame) -> None:
+        self._inner, self._frame = inner, frame
+
+    def filter(self, custom_op: str, runner: Any, tactics: list[Any]) -> Any:
+        tactics = list(tactics)
+        if self._frame.trial is not None and self._frame.runner is runner:
+            self._frame.trial.listed = list(tactics)
+        return self._inner.filter(custom_op, runner, tactics)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)

@@ -1,0 +1,153 @@
+"""Small facts about Python objects that the walker asks for, and values that have several readings."""
+
+from __future__ import annotations
+
+import threading
+import types
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice, product
+from typing import Any, Final
+
+import torch
+
+from fi_cachestore.adapter.layout import RawTensor
+from fi_cachestore.keys.canonical import Named, Value
+
+MAX_READINGS: Final = 16
+"""How many keys one call may have; the first is the one it is tuned under."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alternatives:
+    """A place in a key where this call does not tell which of several values the tuned call had; the first is the likeliest."""
+
+    options: tuple[Value, ...]
+
+
+def one_of(options: Sequence[Value]) -> Any:
+    """Return the only option, or all of them as alternatives."""
+    return options[0] if len(options) == 1 else Alternatives(tuple(options))
+
+
+def expand(value: Any) -> list[Any]:
+    """Return the readings of a value that holds alternatives, likeliest first, at most ``MAX_READINGS``."""
+    places: list[Alternatives] = []
+    _collect(value, places)
+    if not places:
+        return [value]
+    picks = product(*(range(len(place.options)) for place in places))
+    ordered = sorted(islice(picks, MAX_READINGS * MAX_READINGS), key=lambda pick: (sum(pick), pick))
+    return [_resolve(value, iter(pick)) for pick in ordered[:MAX_READINGS]]
+
+
+def _collect(value: Any, places: list[Alternatives]) -> None:
+    match value:
+        case Alternatives():
+            places.append(value)
+        case Named():
+            _collect(value.content, places)
+        case tuple() | list():
+            for item in value:
+                _collect(item, places)
+        case dict():
+            for item in value.values():
+                _collect(item, places)
+
+
+def _resolve(value: Any, picks: Iterator[int]) -> Any:
+    match value:
+        case Alternatives():
+            return value.options[next(picks)]
+        case Named():
+            return Named(value.kind, _resolve(value.content, picks))
+        case tuple():
+            return tuple(_resolve(item, picks) for item in value)
+        case list():
+            return [_resolve(item, picks) for item in value]
+        case dict():
+            return {name: _resolve(item, picks) for name, item in value.items()}
+    return value
+
+
+def raw_tensor(tensor: torch.Tensor) -> RawTensor | None:
+    """Return what a key needs of a tensor, ``None`` for one without strides (sparse, for example)."""
+    if tensor.layout is not torch.strided:
+        return None
+    return RawTensor(str(tensor.dtype), tuple(tensor.shape), tuple(tensor.stride()), tensor.device.type)
+
+
+def closure_cells(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the names and contents of a function's closure; a cell that is not filled yet is left out."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if name == "__class__":
+            continue
+        try:
+            yield name, cell.cell_contents
+        except ValueError:
+            continue
+
+
+def is_plain(obj: Any) -> bool:
+    """Whether ``obj`` is plain data: numbers, text, enums, dtypes, and containers of these."""
+    if obj is None or isinstance(obj, bool | int | float | str | bytes | Enum | torch.dtype):
+        return True
+    if isinstance(obj, tuple | list | set | frozenset):
+        return all(map(is_plain, obj))
+    return isinstance(obj, dict) and all(is_plain(key) and is_plain(item) for key, item in obj.items())
+
+
+def attributes(obj: Any) -> dict[str, Any]:
+    """Return an object's instance attributes by name, slots included, in the order of their names."""
+    slots = (name for owner in type(obj).__mro__ for name in _slots(owner))
+    found = {name: getattr(obj, name) for name in slots if hasattr(obj, name)}
+    return dict(sorted((found | getattr(obj, "__dict__", {})).items()))
+
+
+def _slots(owner: type) -> tuple[str, ...]:
+    slots = vars(owner).get("__slots__", ())
+    return tuple(name for name in ([slots] if isinstance(slots, str) else slots) if name not in ("__dict__", "__weakref__"))
+
+
+def foreign_enum(obj: Any) -> str | None:
+    """Return the member name of an enum made by pybind11 or nanobind (``cudnn.data_type.HALF``), else ``None``."""
+    members = getattr(type(obj), "__members__", None)
+    name = getattr(obj, "name", None)
+    return name if isinstance(members, Mapping) and isinstance(name, str) and name in members else None
+
+
+_RESOURCE_TYPES: Final = (
+    types.ModuleType,
+    torch.cuda.Stream,
+    torch.cuda.Event,
+    torch.Event,
+    weakref.ReferenceType,
+    weakref.WeakKeyDictionary,
+    weakref.WeakValueDictionary,
+    weakref.WeakSet,
+    type(threading.Lock()),
+    type(threading.RLock()),
+    threading.Condition,
+    threading.Event,
+    threading.Semaphore,
+    *((torch.distributed.ProcessGroup,) if torch.distributed.is_available() else ()),
+)
+# Compiled code and handles, by the package and name of their type: they carry no readable configuration. Everything else of these
+# packages may be configuration, and is a gap unless it is data.
+_COMPILED: Final = {
+    "tvm_ffi": ("Module", "Function"),
+    "cutlass": ("JitCompiledFunction", "JitExecutor", "JitModule", "CudaDialectJitCompiledFunction", "CudaDialectJitModule"),
+    "cudnn": ("pygraph", "Graph"),
+    "triton": ("JITFunction", "CompiledKernel"),
+    "cuda": ("CUfunction", "CUmodule", "CUlibrary", "CUkernel", "CUstream", "CUevent", "CUcontext", "Stream", "Event", "Kernel"),
+}
+
+
+def resource_kind(obj: object) -> str | None:
+    """Return what kind of resource ``obj`` is by its type, else ``None``."""
+    if isinstance(obj, _RESOURCE_TYPES):
+        return type(obj).__name__
+    package = type(obj).__module__.partition(".")[0]
+    return package if type(obj).__qualname__ in _COMPILED.get(package, ()) else None

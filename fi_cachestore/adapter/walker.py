@@ -1,0 +1,337 @@
+"""From live Python objects to values of a key: what counts, what is left out, and what cannot be described.
+
+The rules are those of the design: plain data, enums, dtypes and containers of these count as they are; tensors by dtype and dims;
+functions by name or source, defaults and closure; nested runners and configuration objects are walked; compiled modules, streams,
+locks and the like are resources; every other object is a gap.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import types
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from enum import Enum
+from typing import Any, Final
+
+import numpy as np
+import torch
+from flashinfer.autotuner import TunableRunner, TuningConfig
+
+from fi_cachestore.adapter.layout import readings, tensor_value
+from fi_cachestore.adapter.roles import Role, mutated_names, role_by_name
+from fi_cachestore.adapter.rounding import (
+    is_mapper,
+    known_rounding,
+    without_bucket_lists,
+)
+from fi_cachestore.adapter.sources import (
+    class_functions,
+    implementation_digest,
+    is_versioned,
+    owners,
+    source_text,
+    type_name,
+)
+from fi_cachestore.adapter.values import (
+    attributes,
+    closure_cells,
+    foreign_enum,
+    is_plain,
+    one_of,
+    raw_tensor,
+    resource_kind,
+)
+from fi_cachestore.errors import Gap, UnsupportedValueError
+from fi_cachestore.keys.canonical import MAX_DEPTH, MAX_ITEMS, Named, Value, encode
+from fi_cachestore.keys.digest import source_digest
+
+_MAX_WALK_DEPTH: Final = MAX_DEPTH // 2
+_MAX_MIXED_DIMS: Final = 2
+RolesFor = Callable[[str], Mapping[str, Role]]
+
+
+class Walker:
+    """Walks the objects of one call. Collects gaps and the paths of what was left out; never raises for an object it does not know."""
+
+    def __init__(
+        self, subject: str, contract_roles: RolesFor, dims: Mapping[int, Value], mappers: tuple[Callable[[int], int], ...] = ()
+    ) -> None:
+        """Know the contracts' roles by runner type, the symbols of raw dynamic sizes, and the call's own bucket mappers."""
+        self.subject = subject
+        self.gaps: list[Gap] = []
+        self.left_out: list[tuple[str, Role]] = []
+        self.held_mappers: list[Callable[[int], int]] = []
+        self._contract_roles = contract_roles
+        self._dims = dims
+        self._mappers = mappers
+        self._on_path: dict[int, str] = {}
+        self._scopes: list[tuple[str, Mapping[str, Role]]] = []
+
+    def gap(self, path: str, obj: object, why: str) -> None:
+        """Note that ``obj`` makes the key incomplete."""
+        self.gaps.append(Gap(self.subject, path, type_name(type(obj)), why))
+
+    def value(self, obj: Any, path: str) -> Any:
+        """Return ``obj`` as a value (which may hold ``Alternatives``); what cannot be described is noted as a gap."""
+        if obj is None or type(obj) in (bool, int, float, bytes):
+            return obj
+        if type(obj) is str:
+            return self._checked(obj, obj, path)
+        if id(obj) in self._on_path:
+            return Named("backref", self._on_path[id(obj)])
+        if len(self._on_path) >= _MAX_WALK_DEPTH:
+            self.gap(path, obj, "nested too deep")
+            return None
+        self._on_path[id(obj)] = path
+        try:
+            return self._by_type(obj, path)
+        finally:
+            del self._on_path[id(obj)]
+
+    def _by_type(self, obj: Any, path: str) -> Any:
+        for describe in (self._data, self._container, self._torch, self._code, self._object):
+            found = describe(obj, path)
+            if found is not NotImplemented:
+                return found
+        if (kind := resource_kind(obj)) is not None:
+            return Named("resource", kind)  # that there is one counts, which one does not
+        self.gap(path, obj, "an object of this type has no canonical form")
+        return None
+
+    # -- data -------------------------------------------------------------------------------------------------------------------
+
+    def _data(self, obj: Any, path: str) -> Any:
+        match obj:
+            case Enum():
+                return Named("enum", (type_name(type(obj)), obj.name, self.value(obj.value, f"{path}.value")))
+            case np.generic():
+                return Named("numpy", (obj.dtype.name, self.value(obj.item(), path)))
+            case np.dtype():
+                return Named("numpy.dtype", obj.str)
+            case bool() | int() | float() | str() | bytes():
+                base: Any = next(kind for kind in (int, float, str, bytes) if isinstance(obj, kind))
+                return Named("subclass", (type_name(type(obj)), self._checked(base(obj), obj, path)))
+        member = foreign_enum(obj)
+        return NotImplemented if member is None else Named("enum", (type_name(type(obj)), member, None))
+
+    def _checked(self, value: Value, obj: object, path: str) -> Value:
+        try:
+            encode(value)
+        except UnsupportedValueError as error:
+            self.gap(path, obj, error.why)
+            return None
+        return value
+
+    def _container(self, obj: Any, path: str) -> Any:
+        if isinstance(obj, range):
+            return Named("range", (obj.start, obj.stop, obj.step))
+        if not isinstance(obj, Sequence | AbstractSet | Mapping) or isinstance(obj, bytearray | memoryview):
+            return NotImplemented
+        if len(obj) > MAX_ITEMS:
+            self.gap(path, obj, f"more than {MAX_ITEMS} items")
+            return None
+        if isinstance(obj, Mapping):
+            return self._mapping(obj, path)
+        if isinstance(obj, AbstractSet):
+            return Named("set", tuple(sorted((self.value(item, f"{path}.item") for item in obj), key=encode)))
+        if isinstance(obj, tuple) and hasattr(obj, "_fields"):
+            fields = {name: self.value(getattr(obj, name), f"{path}.{name}") for name in obj._fields}
+            return Named("namedtuple", (type_name(type(obj)), fields))
+        items = [self.value(item, f"{path}[{i}]") for i, item in enumerate(obj)]
+        plain = items if isinstance(obj, list) else tuple(items)
+        return plain if type(obj) in (tuple, list) else Named("sequence", (type_name(type(obj)), plain))
+
+    def _mapping(self, obj: Mapping[Any, Any], path: str) -> Any:
+        rows: list[tuple[Any, Any]] = [
+            (self.value(key, f"{path}.key"), self.value(item, f"{path}[{key!r:.40}]")) for key, item in obj.items()
+        ]
+        has_plain_keys = all(type(key) in (str, int, bool, float, bytes, type(None)) for key, _ in rows)
+        plain: Value = dict(rows) if has_plain_keys else Named("pairs", tuple(sorted(rows, key=_key_bytes)))
+        return plain if type(obj) is dict else Named("mapping", (type_name(type(obj)), plain))
+
+    # -- torch ------------------------------------------------------------------------------------------------------------------
+
+    def _torch(self, obj: Any, path: str) -> Any:
+        match obj:
+            case torch.dtype():
+                return Named("dtype", str(obj))
+            case torch.device():
+                return Named("device", obj.type)  # the index is placement
+            case torch.layout() | torch.memory_format():
+                return Named("torch", str(obj))
+            case torch.Tensor():
+                return self.held_tensor(obj, path)
+        return NotImplemented
+
+    def held_tensor(self, tensor: torch.Tensor, path: str) -> Any:
+        """Return a tensor that is not an input: dims that equal a raw dynamic dim are probably that dim."""
+        raw = raw_tensor(tensor)
+        if raw is None:
+            self.gap(path, tensor, "a tensor without strides")
+            return None
+        alike = {dim: self._dims[size] for dim, size in enumerate(raw.sizes) if size in self._dims}
+        options = []
+        for chosen in _subsets(list(alike)):
+            symbols = {dim: alike[dim] for dim in chosen}
+            shape = [symbols.get(dim, size) for dim, size in enumerate(raw.sizes)]
+            options.append(tensor_value(raw, shape, readings(raw, raw.sizes, symbols)[0]))
+        return one_of(options)
+
+    # -- code -------------------------------------------------------------------------------------------------------------------
+
+    def _code(self, obj: Any, path: str) -> Any:
+        match obj:
+            case functools.partial():
+                rest = {"args": self.value(obj.args, f"{path}.args"), "keywords": self.value(obj.keywords, f"{path}.keywords")}
+                return Named("partial", {"function": self.value(obj.func, f"{path}.func"), **rest})
+            case types.FunctionType():
+                return self.function(obj, path)
+            case types.MethodType():
+                return Named("method", (self.value(obj.__func__, path), self.value(obj.__self__, f"{path}.__self__")))
+            case types.BuiltinFunctionType() if obj.__self__ is None or isinstance(obj.__self__, types.ModuleType):
+                return Named("builtin", f"{obj.__module__}:{obj.__qualname__}")
+            case type():
+                return self._class(obj, path)
+        wrapped = getattr(obj, "__wrapped__", None)
+        return Named("wrapped", self.value(wrapped, path)) if isinstance(wrapped, types.FunctionType) else NotImplemented
+
+    def function(self, function: types.FunctionType, path: str, *, is_mapper: bool = False) -> Value:
+        """Return a function: its name, its source unless a versioned package has it, defaults and closure."""
+        parts: dict[str, Value] = {"name": f"{function.__module__}:{function.__qualname__}"}
+        if not is_versioned(function.__module__):
+            text = source_text(function)
+            if text is None:
+                self.gap(path, function, "its source is not to be had")
+                return None
+            parts["name"] = function.__qualname__.rpartition(".")[2]
+            parts["source"] = source_digest(text)
+        defaults: dict[Any, Any] = {**dict(enumerate(function.__defaults__ or ())), **(function.__kwdefaults__ or {})}
+        cells = dict(closure_cells(function))
+        if is_mapper:
+            defaults, cells = without_bucket_lists(defaults), without_bucket_lists(cells)
+        if defaults:
+            parts["defaults"] = {key: self.value(item, f"{path}.defaults.{key}") for key, item in defaults.items()}
+        if cells:
+            parts["closure"] = self.parameters(cells, f"{path}.closure")
+        return Named("function", parts)
+
+    def _class(self, cls: type, path: str) -> Value:
+        return Named("class", {"type": self.type_identity(cls, path, object), "data": self.class_data(cls, path, object)})
+
+    def type_identity(self, cls: type, path: str, base: type) -> Value:
+        """Return a class's name, with a digest of its methods' source unless a versioned package has it."""
+        if is_versioned(cls.__module__):
+            return type_name(cls)
+        digest = implementation_digest(cls, base)
+        if digest is None:
+            self.gap(path, cls, "the source of its methods is not to be had")
+        return f"{type_name(cls)} {digest}"
+
+    def class_data(self, cls: type, path: str, base: type) -> dict[str, Value]:
+        """Return the plain-data attributes of a class and its bases: configuration, not state that its methods change."""
+        changed = mutated_names(cls, base)
+        found: dict[str, Value] = {}
+        for owner in reversed(list(owners(cls, base))):
+            for name, item in vars(owner).items():
+                if name.startswith("__") or name in changed or role_by_name(name) is not None or not is_plain(item):
+                    continue
+                found[name] = self.value(item, f"{path}.{name}")
+        return found
+
+    # -- objects ----------------------------------------------------------------------------------------------------------------
+
+    def _object(self, obj: Any, path: str) -> Any:
+        if isinstance(obj, TunableRunner):
+            return Named("runner", {"type": self.type_identity(type(obj), path, TunableRunner), "params": self.runner(obj, path)})
+        if dataclasses.is_dataclass(obj):
+            names = [field.name for field in dataclasses.fields(obj) if hasattr(obj, field.name)]
+            return Named("dataclass", (type_name(type(obj)), self._fields(obj, names, path)))
+        if isinstance(obj, types.SimpleNamespace):
+            return Named("namespace", self._fields(obj, list(vars(obj)), path))
+        return NotImplemented
+
+    def _fields(self, obj: Any, names: list[str], path: str) -> dict[str, Value]:
+        return self.parameters({name: getattr(obj, name) for name in names}, path)
+
+    def runner(self, runner: TunableRunner, path: str) -> dict[str, Value]:
+        """Return a runner's parameters: attributes, plain class attributes (``class.``), closure cells of its methods (``closure.``)."""
+        cls = type(runner)
+        roles = dict(self._contract_roles(type_name(cls)))
+        for name in mutated_names(cls, TunableRunner):
+            roles.setdefault(name, Role.RESOURCE)
+        self._scopes.append((f"{path}." if path else "", roles))
+        self._on_path[id(runner)] = path or "runner"
+        try:
+            found = self.parameters(attributes(runner), path)
+            data = self.class_data(cls, path, TunableRunner)
+            found |= {f"class.{name}": item for name, item in data.items() if roles.get(f"class.{name}") in (None, Role.SEMANTIC)}
+            return found | self.parameters({f"closure.{name}": item for name, item in _method_cells(cls)}, path)
+        finally:
+            self._scopes.pop()
+
+    def arguments(self, items: Mapping[str, Any], roles: Mapping[str, Role]) -> dict[str, Value]:
+        """Return keyword arguments; ``roles`` are the contract's for them."""
+        self._scopes.append(("arguments.", roles))
+        try:
+            return self.parameters(items, "arguments")
+        finally:
+            self._scopes.pop()
+
+    def parameters(self, items: Mapping[str, Any], path: str) -> dict[str, Value]:
+        """Return those of ``items`` that are part of the key: by the contract of the runner they belong to, by name, and by value."""
+        found: dict[str, Value] = {}
+        for name, item in items.items():
+            where = f"{path}.{name}" if path else name
+            role = self._role(where, name, item)
+            if role is Role.ROUNDING and callable(item):
+                self.held_mappers.append(item)
+                found[name] = self.rounding(item, where)
+            elif role in (None, Role.SEMANTIC, Role.ROUNDING):
+                found[name] = self.value(item, where)
+            else:
+                self.left_out.append((where, role))
+        return found
+
+    def _role(self, where: str, name: str, item: object) -> Role | None:
+        if isinstance(item, TuningConfig):
+            return Role.RESOURCE
+        for prefix, roles in self._scopes[-1:]:
+            if where.startswith(prefix) and (role := roles.get(where.removeprefix(prefix))) is not None:
+                return role
+        return role_by_name(name.rpartition(".")[2]) or (Role.ROUNDING if is_mapper(item, self._mappers) else None)
+
+    def rounding(self, mapper: Callable[[int], int], path: str) -> Value:
+        """Return how a bucket mapper rounds."""
+        known = known_rounding(mapper)
+        if known is not None:
+            return known
+        if isinstance(mapper, types.FunctionType):
+            return Named("rounding", self.function(mapper, path, is_mapper=True))
+        return Named("rounding", self.value(mapper, path))
+
+
+def _method_cells(cls: type) -> list[tuple[str, Any]]:
+    """Return the closure cells of all methods. Two different contents under one name are told apart by the method's name."""
+    found: dict[str, Any] = {}
+    for owner, method, function in class_functions(cls, TunableRunner):
+        for name, item in closure_cells(function):
+            if name in found and found[name] is not item:
+                found[f"{owner.__qualname__}.{method}.{name}"] = item
+            else:
+                found[name] = item
+    return sorted(found.items())
+
+
+def _key_bytes(row: Any) -> bytes:
+    return encode(row[0])
+
+
+def _subsets(dims: list[int]) -> list[tuple[int, ...]]:
+    """Return all of ``dims``, none of them, and (of few) every mixture."""
+    if len(dims) > _MAX_MIXED_DIMS:
+        return [tuple(dims), ()]
+    subsets = [subset for count in range(len(dims) - 1, 0, -1) for subset in itertools.combinations(dims, count)]
+    return list(dict.fromkeys([tuple(dims), (), *subsets]))

@@ -1,0 +1,166 @@
+"""Settings: the only reader of environment variables, and where each value came from.
+
+Precedence: argument, environment variable (an empty one counts as unset), default.
+
+==========================  ==============================================================================================
+variable                    meaning
+==========================  ==============================================================================================
+FI_CACHESTORE_DIR           the writable root; default ``$XDG_CACHE_HOME/fi_cachestore``, else ``~/.cache/fi_cachestore``
+FI_CACHESTORE_PATH          read-only roots, separated by ``:``; an entry ``@`` marks where the writable root is searched
+FI_CACHESTORE_TRUST         roots used although someone else owns them or everyone may write to them, separated by ``:``
+FI_CACHESTORE_MODE          ``auto``, ``replay``, ``ephemeral`` or ``off``
+FI_CACHESTORE_DURABLE       ``1`` (default) or ``0``: whether a published record survives a power cut
+FI_CACHESTORE_MAX_WAIT_S    longest wait for a profile that another process measures, in seconds
+==========================  ==============================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from fi_cachestore.errors import ConfigError
+
+T = TypeVar("T")
+
+WRITABLE_MARK = "@"
+DEFAULT_MAX_WAIT_S = 600.0
+
+
+class Mode(StrEnum):
+    """What a session may read, tune and publish."""
+
+    AUTO = "auto"
+    REPLAY = "replay"
+    EPHEMERAL = "ephemeral"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[T]):
+    """One value and where it came from: ``argument``, an environment variable's name, or ``default``."""
+
+    value: T
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set. ``root`` is ``None`` when no directory can be found, which makes the mode ephemeral."""
+
+    root: Setting[Path | None]
+    path: Setting[tuple[str, ...]]
+    trusted: Setting[tuple[Path, ...]]
+    mode: Setting[Mode]
+    durable: Setting[bool]
+    max_wait_s: Setting[float]
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Return name, plain value and source of every setting, for people and for JSON."""
+        plain = {
+            "root": None if self.root.value is None else str(self.root.value),
+            "path": list(self.path.value),
+            "trusted": [str(root) for root in self.trusted.value],
+            "mode": self.mode.value.value,
+            "durable": self.durable.value,
+            "max_wait_s": self.max_wait_s.value,
+        }
+        return {name: {"value": value, "source": getattr(self, name).source} for name, value in plain.items()}
+
+
+def load(
+    *,
+    root: str | os.PathLike[str] | None = None,
+    mode: str | Mode | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Return the effective settings. Reads the environment, never the file system beyond the password database.
+
+    Raises:
+        ConfigError: a variable or argument that cannot be understood.
+    """
+    env = os.environ if environ is None else environ
+    return Settings(
+        root=_root(root, env),
+        path=_roots("FI_CACHESTORE_PATH", env),
+        trusted=_trusted(env),
+        mode=_mode(mode, env),
+        durable=_durable(env),
+        max_wait_s=_max_wait(env),
+    )
+
+
+def declared(names: tuple[str, ...]) -> dict[str, str]:
+    """Return those of the named environment variables that are set to something; the rest count as unset."""
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
+def _root(argument: str | os.PathLike[str] | None, env: Mapping[str, str]) -> Setting[Path | None]:
+    if argument is not None:
+        return Setting(Path(argument).absolute(), "argument")
+    if directory := env.get("FI_CACHESTORE_DIR"):
+        return Setting(Path(directory).absolute(), "FI_CACHESTORE_DIR")
+    if directory := env.get("XDG_CACHE_HOME"):
+        return Setting(Path(directory).absolute() / "fi_cachestore", "XDG_CACHE_HOME")
+    home = env.get("HOME") or _home_of_user()
+    if home is None:
+        return Setting(None, "default (no HOME and no entry for this user)")
+    return Setting(Path(home).absolute() / ".cache" / "fi_cachestore", "default")
+
+
+def _home_of_user() -> str | None:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir or None
+    except KeyError:
+        return None
+
+
+def _roots(name: str, env: Mapping[str, str]) -> Setting[tuple[str, ...]]:
+    entries = tuple(entry for entry in env.get(name, "").split(os.pathsep) if entry)
+    if entries.count(WRITABLE_MARK) > 1:
+        raise ConfigError(name, env[name], "environment", f"at most one {WRITABLE_MARK!r}")
+    return Setting(entries, name if entries else "default")
+
+
+def _trusted(env: Mapping[str, str]) -> Setting[tuple[Path, ...]]:
+    found = _roots("FI_CACHESTORE_TRUST", env)
+    return Setting(tuple(Path(entry).absolute() for entry in found.value), found.source)
+
+
+def _mode(argument: str | Mode | None, env: Mapping[str, str]) -> Setting[Mode]:
+    text, source = (argument, "argument") if argument is not None else (env.get("FI_CACHESTORE_MODE") or None, "FI_CACHESTORE_MODE")
+    if text is None:
+        return Setting(Mode.AUTO, "default")
+    try:
+        return Setting(Mode(text), source)
+    except ValueError as error:
+        raise ConfigError("mode", str(text), source, "one of " + ", ".join(Mode)) from error
+
+
+def _durable(env: Mapping[str, str]) -> Setting[bool]:
+    match env.get("FI_CACHESTORE_DURABLE") or None:
+        case None:
+            return Setting(True, "default")  # noqa: FBT003 - a setting's value
+        case "0" | "1" as text:
+            return Setting(text == "1", "FI_CACHESTORE_DURABLE")
+        case text:
+            raise ConfigError("FI_CACHESTORE_DURABLE", text, "environment", "0 or 1")
+
+
+def _max_wait(env: Mapping[str, str]) -> Setting[float]:
+    text = env.get("FI_CACHESTORE_MAX_WAIT_S") or None
+    if text is None:
+        return Setting(DEFAULT_MAX_WAIT_S, "default")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError("FI_CACHESTORE_MAX_WAIT_S", text, "environment", "seconds, 0 or more")
+    return Setting(seconds, "FI_CACHESTORE_MAX_WAIT_S")

@@ -1,0 +1,42 @@
+"""The environment of each device, determined once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from fi_cachestore.environment.facets import UNKNOWN, Device, Environment, Facet
+from fi_cachestore.environment.probes import Probe, default_probes
+
+ProbesFor: TypeAlias = Callable[[Device], tuple[Probe, ...]]
+
+
+def collect(device: Device, probes: tuple[Probe, ...]) -> Environment:
+    """Run every probe. A probe that fails or finds nothing gives an unknown facet with the reason; never raises."""
+    return Environment(device, tuple(_facet(probe, device) for probe in probes))
+
+
+def _facet(probe: Probe, device: Device) -> Facet:
+    try:
+        value = probe.function(device)
+    except Exception as error:  # noqa: BLE001 - a probe runs foreign libraries; whatever it raises means "unknown"
+        return Facet(probe.name, probe.role, UNKNOWN, f"{type(error).__name__}: {error}"[:200])
+    if value is None:
+        return Facet(probe.name, probe.role, UNKNOWN, "nothing reports it")
+    return Facet(probe.name, probe.role, value)
+
+
+class Environments:
+    """Environments by device, each probed on first use. Thread-safe: two threads may probe twice and get equal answers."""
+
+    def __init__(self, probes_for: ProbesFor = default_probes) -> None:
+        """Probe with ``probes_for``."""
+        self._probes_for = probes_for
+        self._known: dict[Device, Environment] = {}
+
+    def of(self, device: Device) -> Environment:
+        """Return the environment of ``device``."""
+        known = self._known.get(device)
+        if known is None:
+            known = self._known.setdefault(device, collect(device, self._probes_for(device)))
+        return known

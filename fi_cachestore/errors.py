@@ -1,0 +1,187 @@
+"""Every error the library raises: one root, fields instead of prose, a documented exit code.
+
+Arguments go to ``super().__init__`` and the sentence to ``__str__``, so that an error survives pickling
+(``multiprocessing`` sends exceptions between processes) with its fields intact.
+
+Exit codes: 0 fine, 1 findings, 2 usage, 10 configuration, 11 input/output, 20 damaged data, 21 key problem, 70 internal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class CacheStoreError(Exception):
+    """Root of all errors of this library. ``exit_code`` is what the command line ends with."""
+
+    exit_code = 70
+
+
+class UnsupportedValueError(CacheStoreError):
+    """A value outside the closed set that has canonical bytes."""
+
+    exit_code = 21
+
+    def __init__(self, path: str, type_name: str, why: str = "") -> None:
+        """Name the field (``path``), the offending type and, where it helps, why."""
+        super().__init__(path, type_name, why)
+        self.path, self.type_name, self.why = path, type_name, why
+
+    def __str__(self) -> str:
+        """Return what, where and what next."""
+        why = f" ({self.why})" if self.why else ""
+        return f"{self.path}: a value of type {self.type_name} has no canonical form{why}; convert it to plain data first"
+
+
+class NotCanonicalError(CacheStoreError):
+    """Bytes that no encoder of this library wrote."""
+
+    exit_code = 20
+
+    def __init__(self, reason: str, size_bytes: int) -> None:
+        """Keep why they were refused and how many bytes there were."""
+        super().__init__(reason, size_bytes)
+        self.reason, self.size_bytes = reason, size_bytes
+
+    def __str__(self) -> str:
+        """Return what was found."""
+        return f"{self.size_bytes} bytes are not canonical: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """One reason why a call has no shareable key.
+
+    ``subject`` is the runner type, ``"environment"`` or the op; ``field`` the path of the parameter; ``type_name`` what stood there.
+    """
+
+    subject: str
+    field: str
+    type_name: str
+    why: str
+
+    def __str__(self) -> str:
+        """Return the gap as one clause."""
+        return f"{self.subject}: {self.field} ({self.type_name}): {self.why}"
+
+
+class IncompleteKeyError(CacheStoreError):
+    """The call cannot be described completely, so nothing about it may be shared."""
+
+    exit_code = 21
+
+    def __init__(self, op: str, gaps: tuple[Gap, ...]) -> None:
+        """Name the op and everything that is missing."""
+        super().__init__(op, gaps)
+        self.op, self.gaps = op, gaps
+
+    def __str__(self) -> str:
+        """Return all gaps, one after the other."""
+        return f"{self.op}: no complete key; " + "; ".join(map(str, self.gaps)) + "; give the runner a contract or plain-data fields"
+
+
+class ConfigError(CacheStoreError):
+    """A setting that cannot be understood."""
+
+    exit_code = 10
+
+    def __init__(self, name: str, value: str, source: str, expected: str) -> None:
+        """Name the setting, what it was set to, by whom, and what would be right."""
+        super().__init__(name, value, source, expected)
+        self.name, self.value, self.source, self.expected = name, value, source, expected
+
+    def __str__(self) -> str:
+        """Return what to change and where."""
+        return f"{self.name} = {self.value!r} (from {self.source}) is not valid; expected {self.expected}"
+
+
+class RootRefusedError(CacheStoreError):
+    """A cache directory that must not be believed or cannot be used."""
+
+    exit_code = 10
+
+    def __init__(self, root: str, reason: str, advice: str) -> None:
+        """Name the directory, what is wrong with it and what to do."""
+        super().__init__(root, reason, advice)
+        self.root, self.reason, self.advice = root, reason, advice
+
+    def __str__(self) -> str:
+        """Return what, where, why and what next."""
+        return f"{self.root}: not used as a cache root: {self.reason}; {self.advice}"
+
+
+class StoreIOError(CacheStoreError):
+    """The file system refused an operation."""
+
+    exit_code = 11
+
+    def __init__(self, path: str, operation: str, reason: str) -> None:
+        """Name the file, the operation and the system's answer."""
+        super().__init__(path, operation, reason)
+        self.path, self.operation, self.reason = path, operation, reason
+
+    def __str__(self) -> str:
+        """Return what failed where."""
+        return f"{self.path}: {self.operation} failed: {self.reason}; check space, quota and permissions"
+
+
+class RecordTooLargeError(CacheStoreError):
+    """A record over the size limit of the format."""
+
+    exit_code = 21
+
+    def __init__(self, digest: str, size_bytes: int, limit_bytes: int) -> None:
+        """Keep which record and by how much."""
+        super().__init__(digest, size_bytes, limit_bytes)
+        self.digest, self.size_bytes, self.limit_bytes = digest, size_bytes, limit_bytes
+
+    def __str__(self) -> str:
+        """Return the sizes."""
+        return f"record {self.digest[:12]} has {self.size_bytes} bytes, more than the {self.limit_bytes} of the format; it stays in memory"
+
+
+class DamagedError(CacheStoreError):
+    """Stored bytes that must not be served. Raised and caught inside the store; look-ups turn it into a miss."""
+
+    exit_code = 20
+
+    def __init__(self, reason: str, detail: str) -> None:
+        """``reason`` is a ``MissReason`` value, ``detail`` one clause for people."""
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        """Return the detail."""
+        return f"{self.reason}: {self.detail}"
+
+
+class NoSuchRecordError(CacheStoreError):
+    """No record, or more than one, has this digest prefix."""
+
+    exit_code = 1
+
+    def __init__(self, prefix: str, matches: tuple[str, ...], reason: str) -> None:
+        """Keep the prefix asked for, what it matched, and the miss reason."""
+        super().__init__(prefix, matches, reason)
+        self.prefix, self.matches, self.reason = prefix, matches, reason
+
+    def __str__(self) -> str:
+        """Return how to ask better."""
+        if self.matches:
+            return f"{self.prefix}: {len(self.matches)} records start so ({', '.join(m[:16] for m in self.matches[:4])}); give more digits"
+        return f"{self.prefix}: no record ({self.reason}); `fi-cachestore ls` lists what is there"
+
+
+class UnsupportedFlashInferError(CacheStoreError):
+    """The installed FlashInfer lacks something the adapter leans on."""
+
+    exit_code = 10
+
+    def __init__(self, version: str, missing: tuple[str, ...]) -> None:
+        """Keep the version and every missing symbol."""
+        super().__init__(version, missing)
+        self.version, self.missing = version, missing
+
+    def __str__(self) -> str:
+        """Return what is missing and what follows."""
+        return f"flashinfer {self.version} lacks {', '.join(self.missing)}; fi_cachestore stays out of the way, FlashInfer is untouched"

@@ -1,0 +1,1 @@
+"""Keys: canonical bytes, the key model, digests, explanations and differences."""

@@ -1,0 +1,186 @@
+"""Canonical bytes: one value, one encoding, on every machine.
+
+The wire form is a closed subset of msgpack. Plain msgpack is not canonical (tuples and lists collapse, map order and integer
+width are free, duplicate map keys decode), so containers are arrays that begin with a tag, maps are arrays of sorted pairs, floats
+and wide integers are extension types, and ``decode`` accepts only bytes that ``encode`` gives back unchanged.
+
+===========  =========================================================================
+value        wire form
+===========  =========================================================================
+None, bool   nil, true, false
+int          msgpack integer of minimal width; outside 64 bits: ext 2, big-endian two's complement
+float        ext 1, the ASCII of ``float.hex()``
+str, bytes   str, bin
+tuple        ``[0, item...]``
+list         ``[1, item...]``
+dict         ``[2, key, value, key, value...]``, sorted by the bytes of the keys
+Named        ``[3, kind, content]``
+===========  =========================================================================
+
+Subclasses are refused, not packed as their base: ``IntEnum`` members, named tuples and ``str`` subclasses differ from plain data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgpack
+
+from fi_cachestore.errors import NotCanonicalError, UnsupportedValueError
+
+MAX_DEPTH = 48
+"""Containers inside containers; deeper values are refused on both sides."""
+MAX_ITEMS = 4096
+"""Items of one container. With msgpack's own limit of 1024 open containers, no bytes make the decoder allocate more than 64 MiB."""
+MAX_BYTES = 512 * 1024
+"""Length of one encoded value."""
+
+_TUPLE, _LIST, _DICT, _NAMED = range(4)
+_CONTAINERS = (tuple, list, dict)
+_EXT_FLOAT, _EXT_WIDE_INT = 1, 2
+_INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A value of a kind that plain data cannot express, such as a dtype: ``Named("dtype", "torch.bfloat16")``."""
+
+    kind: str
+    content: Value
+
+
+Value: TypeAlias = "bool | int | float | str | bytes | tuple[Value, ...] | list[Value] | dict[Any, Value] | Named | None"
+
+
+def encode(value: Value) -> bytes:
+    """Return the canonical bytes of ``value``.
+
+    Pure and thread-safe. Different values (types included: ``True``, ``1``, ``1.0``, ``"1"``, ``(1,)``, ``[1]``) give different bytes.
+
+    Raises:
+        UnsupportedValueError: a type outside the closed set, text that is not Unicode, or a size over the limits; names the field.
+    """
+    try:
+        packed: bytes = msgpack.packb(_to_wire(value, 0), use_bin_type=True)
+    except UnsupportedValueError as error:
+        raise UnsupportedValueError(f"value{error.path}", error.type_name, error.why) from None
+    if len(packed) > MAX_BYTES:
+        raise UnsupportedValueError("value", type(value).__qualname__, f"{len(packed)} bytes encoded, the limit is {MAX_BYTES}")
+    return packed
+
+
+def decode(data: bytes) -> Value:
+    """Return the value whose canonical bytes are ``data``.
+
+    Pure and thread-safe; time and memory are bounded by the limits above, whatever the bytes.
+
+    Raises:
+        NotCanonicalError: anything that ``encode`` does not write, including other spellings of the same value.
+    """
+    size = len(data)
+    if size > MAX_BYTES:
+        raise NotCanonicalError(f"longer than {MAX_BYTES} bytes", size)
+    try:
+        wire = msgpack.unpackb(
+            data,
+            raw=False,
+            use_list=True,
+            strict_map_key=True,
+            ext_hook=_from_ext,
+            max_array_len=2 * MAX_ITEMS + 1,
+            max_map_len=0,
+            max_str_len=MAX_BYTES,
+            max_bin_len=MAX_BYTES,
+            max_ext_len=MAX_BYTES,
+        )
+        value = _from_wire(wire, 0)
+        same = encode(value) == data
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException, UnsupportedValueError) as error:
+        raise NotCanonicalError(f"{type(error).__name__}: {error}"[:200], size) from error
+    if not same:
+        raise NotCanonicalError("another spelling of the same value", size)
+    return value
+
+
+def _to_wire(value: Any, depth: int) -> object:
+    kind = type(value)
+    if kind is str:
+        return _text(value)
+    if value is None or kind is bool or kind is bytes:
+        return value
+    if kind is int:
+        return value if _INT_MIN <= value <= _INT_MAX else _wide_int(value)
+    if kind is float:
+        return msgpack.ExtType(_EXT_FLOAT, value.hex().encode("ascii"))
+    if depth >= MAX_DEPTH:
+        raise UnsupportedValueError("", kind.__qualname__, f"nested more than {MAX_DEPTH} deep")
+    if kind is Named:
+        return [_NAMED, _text(value.kind), _inside(value.content, f"<{value.kind}>", depth)]
+    if kind in _CONTAINERS:
+        if len(value) > MAX_ITEMS:
+            raise UnsupportedValueError("", kind.__qualname__, f"more than {MAX_ITEMS} items")
+        if kind is dict:
+            return [_DICT, *_pairs(value, depth)]
+        return [_TUPLE if kind is tuple else _LIST, *(_inside(item, i, depth) for i, item in enumerate(value))]
+    raise UnsupportedValueError("", f"{kind.__module__}.{kind.__qualname__}")
+
+
+def _inside(value: Any, place: object, depth: int) -> object:
+    """Encode a part; an error on the way up learns the path to it."""
+    try:
+        return _to_wire(value, depth + 1)
+    except UnsupportedValueError as error:
+        step = f"[{place}]" if isinstance(place, int) else place if isinstance(place, str) and place[:1] == "<" else f".{place}"
+        raise UnsupportedValueError(f"{step}{error.path}", error.type_name, error.why) from None
+
+
+def _pairs(mapping: dict[Any, Any], depth: int) -> list[object]:
+    rows = []
+    for key, item in mapping.items():
+        wire = _inside(key, "(key)", depth)
+        rows.append((msgpack.packb(wire, use_bin_type=True), wire, _inside(item, str(key), depth)))
+    rows.sort(key=lambda row: row[0])
+    return [part for _, key, item in rows for part in (key, item)]
+
+
+def _text(text: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UnsupportedValueError("", "str", "lone surrogates are not Unicode text") from error
+    return text
+
+
+def _wide_int(value: int) -> msgpack.ExtType:
+    return msgpack.ExtType(_EXT_WIDE_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+
+
+def _from_ext(code: int, data: bytes) -> Value:
+    if code == _EXT_FLOAT:
+        return float.fromhex(bytes(data).decode("ascii"))
+    if code == _EXT_WIDE_INT:
+        return int.from_bytes(data, "big", signed=True)
+    message = f"extension type {code}"
+    raise ValueError(message)
+
+
+def _from_wire(wire: Any, depth: int) -> Value:
+    if type(wire) is not list:
+        return wire  # type: ignore[no-any-return]  # encode() refuses what is outside the closed set, timestamps for one
+    if depth >= MAX_DEPTH or not wire:
+        message = "nested too deep" if wire else "an array without a tag"
+        raise ValueError(message)
+    items = [_from_wire(item, depth + 1) for item in wire[1:]]
+    match wire[0]:
+        case 0:
+            return tuple(items)
+        case 1:
+            return items
+        case 2 if len(items) % 2 == 0:
+            return dict(zip(items[::2], items[1::2], strict=True))
+        case 3 if len(items) == 2 and type(items[0]) is str:  # noqa: PLR2004 - kind and content
+            return Named(items[0], items[1])
+    message = "an array with an unknown tag"
+    raise ValueError(message)

@@ -1,0 +1,139 @@
+"""The key: everything that can change which tactic is valid or fastest for one runner on one profile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, Final
+
+from fi_cachestore.errors import NotCanonicalError
+from fi_cachestore.keys.canonical import Named, Value, decode, encode
+from fi_cachestore.keys.digest import Digest, key_digest, part_digest
+from fi_cachestore.keys.render import render
+
+_KIND: Final = "fi_cachestore.key/1"
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerIdentity:
+    """Which runner: ``type`` is ``"module:qualname"``, ``params`` what was found in its attributes, class and closures."""
+
+    type: str
+    params: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a key: its name, its value, and a digest of that value alone, so that two machines can be compared by eye."""
+
+    name: str
+    value: Value
+    digest: Digest
+
+    def __str__(self) -> str:
+        """Return one line."""
+        return f"{self.name:<12} {self.digest[:12]}  {render(self.value)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A key taken apart. ``str()`` gives one line per part."""
+
+    digest: Digest
+    parts: tuple[Part, ...]
+
+    def __str__(self) -> str:
+        """Return the digest and one line per part."""
+        return "\n".join([f"key          {self.digest}", *map(str, self.parts)])
+
+
+@dataclass(frozen=True, eq=False)
+class TuneKey:
+    """A complete key. Two keys are equal when their canonical bytes are; instances are never changed and safe to share between threads.
+
+    ``inputs`` has one entry per input: tensor (dtype, shape with the dynamic dims as symbols, layout, device type), value or ``None``.
+    ``profile`` has, per dynamic dim, the bucket and how sizes are rounded to it. ``policy`` is how the times were taken.
+    """
+
+    environment: dict[str, Value]
+    op: str
+    runner: RunnerIdentity
+    inputs: tuple[Value, ...]
+    arguments: dict[str, Value]
+    profile: tuple[Value, ...]
+    policy: dict[str, Value]
+    extras: Value
+
+    def parts(self) -> dict[str, Value]:
+        """Return the parts in the order people read them; the runner counts as two."""
+        return {
+            "op": self.op,
+            "runner": self.runner.type,
+            "params": self.runner.params,
+            "inputs": self.inputs,
+            "arguments": self.arguments,
+            "profile": self.profile,
+            "policy": self.policy,
+            "extras": self.extras,
+            "environment": self.environment,
+        }
+
+    @cached_property
+    def canonical(self) -> bytes:
+        """The canonical bytes.
+
+        Raises:
+            UnsupportedValueError: a part holds something that has no canonical form.
+        """
+        return encode(Named(_KIND, dict(self.parts())))
+
+    @cached_property
+    def digest(self) -> Digest:
+        """The name of this key's record."""
+        return key_digest(self.canonical)
+
+    def explain(self) -> Explanation:
+        """Return every part with its own digest; ``str()`` of it has one line per part."""
+        parts = tuple(Part(name, value, part_digest(encode(value))) for name, value in self.parts().items())
+        return Explanation(self.digest, parts)
+
+    @classmethod
+    def from_canonical(cls, data: bytes) -> TuneKey:
+        """Return the key whose canonical bytes are ``data``.
+
+        Raises:
+            NotCanonicalError: the bytes are not those of a key of this format.
+        """
+        value = decode(data)
+        if not isinstance(value, Named) or value.kind != _KIND or not isinstance(value.content, dict):
+            raise NotCanonicalError("not a key", len(data))
+        parts: dict[str, Any] = dict(value.content)
+        identity = RunnerIdentity(parts.pop("runner", None), parts.pop("params", None))
+        if set(parts) != {f.name for f in fields(cls)} - {"runner"} or not _well_formed(identity, parts):
+            raise NotCanonicalError("a key with other parts", len(data))
+        key = cls(runner=identity, **parts)
+        vars(key)["canonical"] = data  # decode() has shown that encoding gives these bytes
+        return key
+
+    def __eq__(self, other: object) -> bool:
+        """Compare canonical bytes."""
+        return isinstance(other, TuneKey) and self.canonical == other.canonical
+
+    def __hash__(self) -> int:
+        """Hash the canonical bytes."""
+        return hash(self.canonical)
+
+
+def _well_formed(identity: RunnerIdentity, parts: dict[str, Any]) -> bool:
+    return (
+        type(identity.type) is str
+        and _by_name(identity.params)
+        and type(parts["op"]) is str
+        and type(parts["inputs"]) is tuple
+        and type(parts["profile"]) is tuple
+        and all(_by_name(parts[name]) for name in ("arguments", "policy", "environment"))
+    )
+
+
+def _by_name(value: object) -> bool:
+    return type(value) is dict and all(type(name) is str for name in value)

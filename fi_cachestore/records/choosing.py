@@ -1,0 +1,69 @@
+"""Which tactic to use: one pure function of records, the same on every machine and in every order of tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from fi_cachestore.keys.canonical import Value, encode
+from fi_cachestore.records.record import DEFAULT_TACTIC, Record
+
+TIE_BAND = Fraction(2, 100)
+"""Times closer than this to the fastest count as equal: two measurements that differ by noise choose the same kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One runner of a call, by its position in the call's list, with its record."""
+
+    runner_index: int
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A runner (position in the call's list) and one of its tactics, with the measured time in nanoseconds."""
+
+    runner_index: int
+    tactic: Value
+    time_ns: int
+    record: Record
+
+
+def preference(candidates: Iterable[Candidate]) -> Iterator[Choice]:
+    """Yield every usable tactic, best first.
+
+    Best is the fastest, but whatever lies within the tie band of the fastest yields to the earlier one in: the call's default (its
+    first runner with tactic -1), then runners by name, then tactics by canonical bytes. Pure; the order of ``candidates`` is irrelevant.
+    """
+    remaining = [
+        (choice, _rank(choice))
+        for candidate in candidates
+        for choice in (
+            Choice(candidate.runner_index, m.tactic, m.time_ns, candidate.record)
+            for m in candidate.record.measurements
+            if m.time_ns is not None
+        )
+    ]
+    remaining.sort(key=lambda row: (row[0].time_ns, row[1]))
+    while remaining:
+        limit = remaining[0][0].time_ns * (1 + TIE_BAND)
+        band_count = sum(1 for choice, _ in remaining if choice.time_ns <= limit)
+        best = min(range(band_count), key=lambda index: remaining[index][1])
+        yield remaining.pop(best)[0]
+
+
+def ranked(record: Record) -> list[Value]:
+    """Return the runner's own working tactics, fastest first (equal times by canonical bytes); a raced default is not among them."""
+    own = [m for m in record.usable if not (record.default_raced and _is_default(m.tactic))]
+    return [m.tactic for m in sorted(own, key=lambda m: (m.time_ns, encode(m.tactic)))]
+
+
+def _rank(choice: Choice) -> tuple[bool, str, str, bytes]:
+    is_call_default = choice.runner_index == 0 and _is_default(choice.tactic)
+    return (not is_call_default, choice.record.key.runner.type, choice.record.digest, encode(choice.tactic))
+
+
+def _is_default(tactic: Value) -> bool:
+    return type(tactic) is int and tactic == DEFAULT_TACTIC

@@ -1,0 +1,88 @@
+"""What a session did: counters for people and programs."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from fi_cachestore.errors import Gap
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The counts of one session so far. Counts are profiles of one runner, except where they say otherwise.
+
+    ``hit_count`` found, ``tuned_count`` measured here, ``waited_count`` measured by another process meanwhile, ``failed_count`` measured
+    here without one working tactic, ``out_of_memory_count`` given up, ``unshared_count`` measured here and kept in memory only.
+    ``ephemeral`` has calls by reason, ``misses`` look-ups by reason, ``refused_count`` tactics that a runner or blocklist refused.
+    ``spent_ns`` went into measuring, ``saved_ns`` is what the hits had cost whoever measured them.
+    """
+
+    hit_count: int = 0
+    tuned_count: int = 0
+    waited_count: int = 0
+    failed_count: int = 0
+    out_of_memory_count: int = 0
+    unshared_count: int = 0
+    refused_count: int = 0
+    quarantined_count: int = 0
+    spent_ns: int = 0
+    saved_ns: int = 0
+    ephemeral: dict[str, int] = field(default_factory=dict)
+    misses: dict[str, int] = field(default_factory=dict)
+    gaps: tuple[Gap, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data with raw units."""
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "gaps"}
+        gaps = [{"subject": g.subject, "field": g.field, "type": g.type_name, "why": g.why} for g in self.gaps]
+        return {"schema": "fi_cachestore.report/1", **fields, "gaps": gaps}
+
+    def __str__(self) -> str:
+        """Return one line."""
+        parts = [
+            f"{self.hit_count} hits",
+            f"{self.tuned_count} measured in {self.spent_ns / 1e9:.2f} s",
+            f"{self.waited_count} measured elsewhere",
+            f"{self.saved_ns / 1e9:.2f} s saved",
+        ]
+        if self.ephemeral:
+            parts.append("ephemeral: " + ", ".join(f"{reason} ({count})" for reason, count in sorted(self.ephemeral.items())))
+        return ", ".join(parts)
+
+
+class Recorder:
+    """Collects counts from any thread."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._ephemeral: Counter[str] = Counter()
+        self._misses: Counter[str] = Counter()
+        self._gaps: dict[Gap, None] = {}
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Add to one of the report's numbers."""
+        with self._lock:
+            self._counts[name] += amount
+
+    def miss(self, reason: str) -> None:
+        """Count a look-up that found nothing."""
+        with self._lock:
+            self._misses[reason] += 1
+
+    def ephemeral(self, reason: str, gaps: tuple[Gap, ...] = ()) -> bool:
+        """Count a call that stays in memory; return whether its reason is new."""
+        with self._lock:
+            new = reason not in self._ephemeral or any(gap not in self._gaps for gap in gaps)
+            self._ephemeral[reason] += 1
+            self._gaps.update(dict.fromkeys(gaps))
+            return new
+
+    def report(self) -> Report:
+        """Return the counts so far."""
+        with self._lock:
+            return Report(**self._counts, ephemeral=dict(self._ephemeral), misses=dict(self._misses), gaps=tuple(self._gaps))

@@ -1,0 +1,1 @@
+"""Stores: where sealed entries live, in memory and in directories."""

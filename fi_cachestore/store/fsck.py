@@ -1,0 +1,97 @@
+"""Checking a root file by file: envelope, content, and name against content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fi_cachestore.errors import DamagedError
+from fi_cachestore.keys.digest import Digest, is_digest
+from fi_cachestore.records.envelope import MAX_SEALED_BYTES, MissReason
+from fi_cachestore.records.record import Record
+from fi_cachestore.store.filesystem import OsFileSystem, Reader
+from fi_cachestore.store.loose import QUARANTINE, LooseReader
+from fi_cachestore.store.publish import TEMPORARY_SUFFIX
+from fi_cachestore.store.roots import RECORDS_FOLDER
+from fi_cachestore.store.rules_log import RULES_NAME, RulesLog
+
+STRAY: Final = "stray"
+LEFTOVER: Final = "leftover"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One file that is not as it should be: a miss reason, ``stray`` (a name no entry has) or ``leftover`` (of a killed writer)."""
+
+    path: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was checked. ``quarantined_count`` files were moved aside earlier and are not findings."""
+
+    root: str
+    record_count: int
+    rules_count: int
+    quarantined_count: int
+    findings: tuple[Finding, ...]
+
+
+def verify(root: Path, *, reader: Reader | None = None) -> Verification:
+    """Check every file under ``root``. Reads only, and never raises for what it finds there."""
+    files: Reader = OsFileSystem() if reader is None else reader
+    found = [*_records(root, files), *_rules(root, files)]
+    return Verification(
+        root=str(root),
+        record_count=sum(1 for kind, finding in found if kind == "record" and finding is None),
+        rules_count=sum(1 for kind, finding in found if kind == "rules" and finding is None),
+        quarantined_count=sum(1 for _ in files.names(root / QUARANTINE)),
+        findings=tuple(finding for _, finding in found if finding is not None),
+    )
+
+
+def _records(root: Path, files: Reader) -> Iterator[tuple[str, Finding | None]]:
+    entries = LooseReader(root, RECORDS_FOLDER, Record, reader=files)
+    for path, digest in entries.files():
+        if digest is None:
+            yield "record", _stray(path)
+            continue
+        try:
+            entries.check(files.read(path, MAX_SEALED_BYTES), digest)
+        except DamagedError as damage:
+            yield "record", Finding(str(path), damage.reason, damage.detail)
+        except FileNotFoundError:
+            continue  # removed while we looked
+        else:
+            yield "record", None
+
+
+def _rules(root: Path, files: Reader) -> Iterator[tuple[str, Finding | None]]:
+    log = RulesLog(root, reader=files)
+    for device in sorted(files.names(log.folder)):
+        for name in sorted(files.names(log.folder / device)):
+            path = log.folder / device / name
+            if not is_digest(device) or RULES_NAME.fullmatch(name) is None:
+                yield "rules", _stray(path)
+                continue
+            try:
+                log.load(path, Digest(device))
+            except DamagedError as damage:
+                yield "rules", Finding(str(path), damage.reason, damage.detail)
+            except FileNotFoundError:
+                continue
+            else:
+                yield "rules", None
+
+
+def _stray(path: Path) -> Finding:
+    if path.name.endswith(TEMPORARY_SUFFIX):
+        return Finding(str(path), LEFTOVER, "a writer was killed while it held this file; safe to delete once that process is gone")
+    return Finding(str(path), STRAY, "no entry has such a name")
+
+
+__all__ = ["LEFTOVER", "STRAY", "Finding", "MissReason", "Verification", "verify"]

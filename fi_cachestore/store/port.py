@@ -1,0 +1,85 @@
+"""The Store port: what every store promises, and the closed set of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from fi_cachestore.keys.canonical import Value
+from fi_cachestore.keys.digest import Digest
+from fi_cachestore.records.envelope import MissReason
+
+
+class Entry(Protocol):
+    """What a store keeps: something with a name that follows from its content."""
+
+    @property
+    def digest(self) -> Digest:
+        """The name under which the entry is kept."""
+
+    def to_value(self) -> Value:
+        """Return the content to be sealed."""
+
+
+E = TypeVar("E", bound=Entry)
+E_co = TypeVar("E_co", bound=Entry, covariant=True)
+
+
+class Codec(Protocol[E_co]):
+    """Turns sealed content back into an entry; raises ``DamagedError`` for anything else. The entry classes themselves fit."""
+
+    def from_value(self, value: Value) -> E_co:
+        """Return the entry in ``value``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit(Generic[E_co]):
+    """The entry, and where it came from (a path, or ``memory``)."""
+
+    entry: E_co
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Nothing that may be served, why, and one clause for people."""
+
+    reason: MissReason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The entry is stored now; nobody had stored this digest before."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Present(Generic[E_co]):
+    """Somebody was first: ``entry`` is theirs, and stays."""
+
+    entry: E_co
+    source: str
+
+
+class Store(Protocol[E]):
+    """Entries by digest. Every method is safe from any thread and process; an entry never changes once it is there."""
+
+    def get(self, digest: Digest) -> Hit[E] | Miss:
+        """Return the entry or why there is none. Reads only; no stored bytes can make it raise, hang or grow without bound."""
+
+    def publish(self, entry: E) -> Published | Present[E]:
+        """Store ``entry`` once. Atomic; the first writer wins.
+
+        Raises:
+            StoreIOError: the file system refused, or the store is read-only. Never raised for a lost race.
+            RecordTooLargeError: the entry exceeds the format's limit.
+        """
+
+    def __iter__(self) -> Iterator[Digest]:
+        """Yield every stored digest once, in no particular order, without checking the content."""
+
+    def __len__(self) -> int:
+        """Return how many digests are stored."""
