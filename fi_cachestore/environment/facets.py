@@ -19,23 +19,27 @@ class Role(StrEnum):
     PERFORMANCE = "performance"
 
 
-class _Unknown:
-    """A fact that could not be determined. It equals nothing, itself included, and has no canonical form."""
+class Unknown:
+    """A fact that could not be determined, and why. It equals no other fact, known or not, and has no canonical form."""
 
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return False
-
+    __slots__ = ("hint",)
     __hash__ = None  # type: ignore[assignment]
 
+    def __init__(self, hint: str) -> None:
+        """Keep why."""
+        self.hint = hint
+
+    def __eq__(self, other: object) -> bool:
+        """Never."""
+        return False
+
     def __repr__(self) -> str:
-        return "unknown"
+        """Return why."""
+        return f"unknown: {self.hint}"
 
 
-UNKNOWN: Final = _Unknown()
 ABSENT: Final = "absent"
-"""A library that is known not to be installed: a fact, unlike ``UNKNOWN``."""
+"""A library that is known not to be installed: a fact, unlike ``Unknown``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +52,21 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Facet:
-    """One fact. ``value`` is text, or ``UNKNOWN`` with the reason in ``hint``."""
+    """One fact."""
 
     name: str
     role: Role
-    value: str | _Unknown
-    hint: str = ""
+    value: str | Unknown
 
     @property
     def is_known(self) -> bool:
         """Whether it could be determined."""
         return isinstance(self.value, str)
+
+    @property
+    def hint(self) -> str:
+        """Why it is unknown; empty for a known one."""
+        return "" if isinstance(self.value, str) else self.value.hint
 
 
 @dataclass(frozen=True, slots=True)

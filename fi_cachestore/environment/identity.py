@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from fi_cachestore.environment.facets import UNKNOWN, Device, Environment, Facet
+from fi_cachestore.environment.facets import Device, Environment, Facet, Unknown
 from fi_cachestore.environment.probes import Probe, default_probes
 
 ProbesFor: TypeAlias = Callable[[Device], tuple[Probe, ...]]
@@ -20,9 +20,9 @@ def _facet(probe: Probe, device: Device) -> Facet:
     try:
         value = probe.function(device)
     except Exception as error:  # noqa: BLE001 - a probe runs foreign libraries; whatever it raises means "unknown"
-        return Facet(probe.name, probe.role, UNKNOWN, f"{type(error).__name__}: {error}"[:200])
+        return Facet(probe.name, probe.role, Unknown(f"{type(error).__name__}: {error}"[:200]))
     if value is None:
-        return Facet(probe.name, probe.role, UNKNOWN, "nothing reports it")
+        return Facet(probe.name, probe.role, Unknown("nothing reports it"))
     return Facet(probe.name, probe.role, value)
 
 

@@ -57,6 +57,10 @@ class Provenance:
     performance: dict[str, Value] = field(default_factory=dict)
 
 
+_FIELDS: Final = frozenset({"key", "measurements", "space", "default_raced", "provenance"})
+_PROVENANCE_FIELDS: Final = frozenset(Provenance.__slots__)
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What is known about one key. Immutable; a record without a usable measurement says "tried, nothing works".
@@ -114,13 +118,13 @@ class Record:
         Raises:
             DamagedError: the content is not a record of this format.
         """
+        content = _content(value)
         try:
-            content = _content(value)
             count, digest = content["space"]
-            provenance = Provenance(**content["provenance"])
+            provenance = Provenance(**{name: content["provenance"][name] for name in _PROVENANCE_FIELDS})
             record = cls(
                 key=TuneKey.from_canonical(content["key"]),
-                measurements=tuple(Measurement(*row) for row in content["measurements"]),
+                measurements=tuple(Measurement(tactic, time_ns, failure) for tactic, time_ns, failure in content["measurements"]),
                 space=TacticSpace(count, digest),
                 provenance=provenance,
                 default_raced=content["default_raced"],
@@ -132,10 +136,13 @@ class Record:
 
 
 def _content(value: Value) -> dict[str, Any]:
-    if not isinstance(value, Named) or value.kind != _KIND or type(value.content) is not dict or len(value.content) != 5:  # noqa: PLR2004
+    if not isinstance(value, Named) or value.kind != _KIND or type(value.content) is not dict:
         raise DamagedError(MissReason.CORRUPT, "not a record of this format")
     content: dict[str, Any] = value.content
-    if type(content["key"]) is not bytes or type(content["measurements"]) is not list:
+    if set(content) != _FIELDS or type(content["provenance"]) is not dict:
+        raise DamagedError(MissReason.CORRUPT, "a record with other fields")
+    rows_fit = type(content["measurements"]) is list and all(type(row) is tuple for row in content["measurements"])
+    if type(content["key"]) is not bytes or not rows_fit or set(content["provenance"]) != _PROVENANCE_FIELDS:
         raise DamagedError(MissReason.CORRUPT, "a record with fields of other types")
     return content
 

@@ -84,8 +84,8 @@ class SessionRules:
             raise DamagedError(MissReason.CORRUPT, "not session rules of this format")
         content: dict[str, Any] = value.content
         try:
-            found = cls(content["device"], tuple(Rule(*row) for row in content["rules"]))
-        except (KeyError, TypeError) as error:
+            found = cls(content["device"], tuple(Rule(a, b, c, d, e, f) for a, b, c, d, e, f in content["rules"]))
+        except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(MissReason.CORRUPT, f"not session rules: {error}"[:200]) from error
         if type(found.device) is not dict or not all(map(_well_formed, found.rules)):
             raise DamagedError(MissReason.CORRUPT, "session rules with fields of other types")

@@ -39,7 +39,7 @@ def open_session_root(settings: Settings) -> OpenRoot:
     if root is None:
         raise RootRefusedError("(none)", f"no directory for it was found: {settings.root.source}", "set FI_CACHESTORE_DIR")
     check_root(root, trusted=settings.trusted.value)
-    before, after = _layers(settings)
+    before, after = layer_paths(settings)
     for layer in (*before, *after):
         check_root(layer, trusted=settings.trusted.value)
     if settings.mode.value is Mode.REPLAY:
@@ -47,7 +47,7 @@ def open_session_root(settings: Settings) -> OpenRoot:
     return open_root(root, before=before, after=after, durable=settings.durable.value)
 
 
-def _layers(settings: Settings) -> tuple[list[Path], list[Path]]:
+def layer_paths(settings: Settings) -> tuple[list[Path], list[Path]]:
     """Return the read-only roots searched before and after the writable one; without a mark it is searched first."""
     entries = settings.path.value
     at = entries.index(WRITABLE_MARK) if WRITABLE_MARK in entries else 0

@@ -1,0 +1,1 @@
+"""The command line: thin commands over the API. Data go to stdout, everything else to stderr."""

@@ -1,0 +1,204 @@
+"""``demo``: tune once, restart, get the same tactics back; and why the old kind of key fails. Every step is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fi_cachestore.cli.opened import json_option, root_option
+from fi_cachestore.cli.output import note, print_json
+from fi_cachestore.errors import CacheStoreError
+from fi_cachestore.keys.diff import diff, show
+from fi_cachestore.keys.model import TuneKey
+
+_TICK_S = 10.0
+_TIMEOUT_S = 600.0
+
+
+class DemoFailedError(CacheStoreError):
+    """A step of the demo did not do what it shows."""
+
+    exit_code = 1
+
+    def __init__(self, step: str, what: str) -> None:
+        """Keep the step and what went wrong."""
+        super().__init__(step, what)
+        self.step, self.what = step, what
+
+    def __str__(self) -> str:
+        """Return both."""
+        return f"demo, {self.step}: {self.what}"
+
+
+@click.command("demo")
+@root_option
+@json_option
+def demo_command(root: Path | None, *, as_json: bool) -> None:
+    """Show the whole thing at work: tune, restart, four processes at once, and a key that collides. About a minute on two cores."""
+    with _directory(root) as base:
+        result = _run(base, quiet=as_json)
+        if as_json:
+            print_json("demo/1", result)
+
+
+@contextmanager
+def _directory(root: Path | None) -> Iterator[Path]:
+    if root is not None:
+        yield root.absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="fi_cachestore-demo-") as name:
+        yield Path(name)
+
+
+def _run(base: Path, *, quiet: bool) -> dict[str, Any]:
+    note(f"Each step runs in fresh processes and works under {base}; importing torch and FlashInfer takes some seconds per process.")
+    store = base / "store"
+    _title("1. Cold start: tune the block-scaled GEMM in both scale layouts and two shapes")
+    cold = _one("tune", store)
+    note(f"   {cold['profile_count']} profiles measured ({cold['measurement_count']} timings) in {cold['seconds']:.2f} s")
+    _title("2. Restart: a fresh process runs the same calls")
+    warm = _one("tune", store)
+    note(f"   {warm['hit_count']} profiles found, {warm['measurement_count']} timings, {warm['seconds']:.2f} s")
+    _require("restart", warm["measurement_count"] == 0, f"{warm['measurement_count']} timings in a warm start")
+    served = _one("serve", store)["served"]
+    note(f"   a process that only attaches is served: {served}")
+    _require("restart", -1 not in served.values(), "a call was served the default")
+    _title("3. Four processes start together on an empty store")
+    four = _many([("tune", base / "shared")] * 4)
+    counts = [result["profile_count"] for result in four]
+    note(f"   profiles measured by each: {counts}, {sum(counts)} in total; one process alone measured {cold['profile_count']}")
+    _require("four processes", sum(counts) == cold["profile_count"], f"{sum(counts)} profiles measured")
+    collision = _collision(base)
+    result = {"cold": cold, "warm": warm, "served": served, "four": four, "collision": collision, "gpu": _gpu(base)}
+    _title("What the store holds now (fi-cachestore ls)")
+    if not quiet:
+        subprocess.run([sys.executable, "-m", "fi_cachestore.cli.main", "ls", "--root", str(store)], check=True)
+    return result
+
+
+def _collision(base: Path) -> dict[str, Any]:
+    _title("4. A key without the layout: FlashInfer's own persistent cache, tuned with 8x4 scales, replayed with 128x4")
+    _one("old-key", base / "old", "8x4", "tune")
+    old = _one("old-key", base / "old", "128x4", "serve")
+    note(f"   replayed: {old['error']}")
+    _require("old key", old["error"] is not None, "the wrong tactic was not replayed")
+    _title("5. The same with fi_cachestore")
+    first = _one("one-layout", base / "new", "8x4", "tune")
+    second = _one("one-layout", base / "new", "128x4", "serve")
+    note(f"   8x4 was tuned to tactic {first['tactic']}; 128x4 has another key, is served tactic {second['tactic']}, and runs")
+    _require("new key", second["error"] is None and first["digest"] != second["digest"], f"{second['error']}")
+    keys = [TuneKey.from_canonical(bytes.fromhex(one["key"])) for one in (first, second)]
+    rows = [(row.path, show(row.left), show(row.right)) for row in diff(*keys)]
+    note("   the two keys differ in:")
+    for path, left, right in rows:
+        note(f"     {path}: {left} | {right}")
+    return {"old_key_error": old["error"], "differences": rows}
+
+
+def _gpu(base: Path) -> dict[str, Any] | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    _title("6. flashinfer.bmm_fp8 on this GPU, each backend; kernels are compiled first")
+    cold, warm = _one("gpu", base / "gpu"), _one("gpu", base / "gpu")
+    note(
+        f"   cold: profiles {cold['profile_counts']} in {cold['seconds']:.1f} s; warm: {warm['profile_counts']} in {warm['seconds']:.1f} s"
+    )
+    _require("gpu", not any(warm["profile_counts"].values()), "a warm start measured")
+    return {"cold": cold, "warm": warm}
+
+
+def _title(text: str) -> None:
+    note(f"\n{text}")
+
+
+def _require(step: str, holds: bool, what: str) -> None:  # noqa: FBT001 - a check
+    if not holds:
+        raise DemoFailedError(step, what)
+
+
+def _one(task: str, root: Path, *rest: str) -> dict[str, Any]:
+    return _many([(task, root, *rest)])[0]
+
+
+def _many(tasks: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """Run tasks side by side; all begin when all are ready. Says that it lives while they run."""
+    workers = [_Worker([str(part) for part in task]) for task in tasks]
+    with _alive(f"{len(tasks)} process{'es' if len(tasks) > 1 else ''} at work"):
+        try:
+            for worker in workers:
+                worker.wait_ready()
+            for worker in workers:
+                worker.begin()
+            return [worker.result() for worker in workers]
+        finally:
+            for worker in workers:
+                worker.end()
+
+
+@contextmanager
+def _alive(what: str) -> Iterator[None]:
+    """Print a line every few seconds while something long runs."""
+    done = threading.Event()
+    started = time.monotonic()
+
+    def tick() -> None:
+        while not done.wait(_TICK_S):
+            note(f"   ... {what}, {time.monotonic() - started:.0f} s")
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+class _Worker:
+    def __init__(self, arguments: list[str]) -> None:
+        self._task = " ".join(arguments[:1])
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
+        command = [sys.executable, "-m", "fi_cachestore.cli.demo_worker", *arguments]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
+        self._process: subprocess.Popen[str] = subprocess.Popen(command, text=True, **pipes)  # type: ignore[call-overload]
+
+    def wait_ready(self) -> None:
+        stdout = self._process.stdout
+        while stdout is not None and (line := stdout.readline()):
+            if line == "ready\n":
+                return
+        self._fail()
+
+    def begin(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+
+    def result(self) -> dict[str, Any]:
+        output, _ = self._process.communicate(timeout=_TIMEOUT_S)
+        lines = [line for line in output.splitlines() if line.startswith("{")]
+        if self._process.returncode != 0 or not lines:
+            self._fail()
+        found: dict[str, Any] = json.loads(lines[-1])
+        return found
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def _fail(self) -> None:
+        self._log.seek(0)
+        raise DemoFailedError(self._task, f"a process ended early:\n{self._log.read()[-4000:]}")

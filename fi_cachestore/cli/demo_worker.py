@@ -1,0 +1,138 @@
+"""One process of the demo: tunes or serves the reference GEMM through FlashInfer's real tuner, and prints one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+import torch
+from flashinfer.autotuner import AutoTuner
+
+import fi_cachestore
+from fi_cachestore.testing import reference_gemm as gemm
+from fi_cachestore.testing.cpu_timing import cpu_timing
+
+SHAPES = ((128, 256, 512), (100, 128, 1024))
+"""M, N and K of the calls; each is tuned for every bucket of M up to its own."""
+
+
+def tune(root: str) -> dict[str, Any]:
+    """Call the op in both layouts and all shapes inside a session."""
+    with cpu_timing() as measured:
+        started = time.perf_counter()
+        with fi_cachestore.autotune(root=root) as session:
+            for rows, columns, depth in SHAPES:
+                for use_8x4_sf_layout in (True, False):
+                    _checked_run(rows, columns, depth, use_8x4_sf_layout=use_8x4_sf_layout)
+        report = session.report()
+    return {
+        "measurement_count": len(measured),
+        "profile_count": report.tuned_count,
+        "hit_count": report.hit_count,
+        "waited_count": report.waited_count,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def serve(root: str) -> dict[str, Any]:
+    """Attach only, and say what each call is served with."""
+    session = fi_cachestore.attach(root=root)
+    served = {}
+    for rows, columns, depth in SHAPES:
+        for use_8x4_sf_layout in (True, False):
+            runner = gemm.ReferenceGemmRunner(use_8x4_sf_layout=use_8x4_sf_layout)
+            inputs = gemm.make_inputs(rows, columns, depth, use_8x4_sf_layout=use_8x4_sf_layout)
+            config = gemm.tuning_config(use_8x4_sf_layout=use_8x4_sf_layout)
+            _, tactic = AutoTuner.get().choose_one(gemm.OP, [runner], config, inputs)
+            served[f"{rows}x{columns}x{depth} {'8x4' if use_8x4_sf_layout else '128x4'}"] = tactic
+    session.detach()
+    return {"served": served}
+
+
+def old_key(root: str, *, use_8x4_sf_layout: bool, is_tuning: bool) -> dict[str, Any]:
+    """Tune or replay one call with FlashInfer's own persistent cache, whose key for this runner does not hold the layout."""
+    from flashinfer.autotune_cache import autotune_v2
+
+    rows, columns, depth = SHAPES[0]
+    with cpu_timing(), autotune_v2(mode="tune" if is_tuning else "replay", cache_root=root):
+        try:
+            _checked_run(rows, columns, depth, use_8x4_sf_layout=use_8x4_sf_layout)
+        except RuntimeError as error:
+            return {"error": str(error)}
+    return {"error": None}
+
+
+def one_layout(root: str, *, use_8x4_sf_layout: bool, is_tuning: bool) -> dict[str, Any]:
+    """The same with this library: tune one layout, or serve a call; returns its key's digest and the tactic it gets."""
+    rows, columns, depth = SHAPES[0]
+    runner = gemm.ReferenceGemmRunner(use_8x4_sf_layout=use_8x4_sf_layout)
+    inputs = gemm.make_inputs(rows, columns, depth, use_8x4_sf_layout=use_8x4_sf_layout)
+    config = gemm.tuning_config(use_8x4_sf_layout=use_8x4_sf_layout)
+    key = fi_cachestore.tune_key(gemm.OP, runner, inputs, tuning_config=config)
+    if is_tuning:
+        with cpu_timing(), fi_cachestore.autotune(root=root):
+            _, tactic = AutoTuner.get().choose_one(gemm.OP, [runner], config, inputs)
+    else:
+        fi_cachestore.attach(root=root)
+        _, tactic = AutoTuner.get().choose_one(gemm.OP, [runner], config, inputs)
+    error = None
+    try:
+        runner(inputs, tactic=tactic)
+    except RuntimeError as failure:
+        error = str(failure)
+    return {"digest": key.digest, "key": key.canonical.hex(), "tactic": tactic, "error": error}
+
+
+def gpu(root: str) -> dict[str, Any]:
+    """Tune ``flashinfer.bmm_fp8`` with each backend on the GPU."""
+    import flashinfer
+
+    policy = None
+    try:
+        from flashinfer.autotune_cache import MeasurementPolicy
+
+        policy = MeasurementPolicy(execution_mode="eager")
+    except ImportError:
+        pass
+    a = torch.randn(1, 256, 2048, device="cuda").to(torch.float8_e4m3fn)
+    b = torch.randn(1, 2048, 2048, device="cuda").to(torch.float8_e4m3fn).transpose(-2, -1)
+    scale = torch.ones(1, device="cuda")
+    started = time.perf_counter()
+    counts = {}
+    for backend in ("cudnn", "cublas", "auto"):
+        with fi_cachestore.autotune(root=root, policy=policy) as session:
+            flashinfer.bmm_fp8(a, b, scale, scale, torch.bfloat16, backend=backend)
+        counts[backend] = session.report().tuned_count
+    return {"profile_counts": counts, "seconds": time.perf_counter() - started}
+
+
+def _checked_run(rows: int, columns: int, depth: int, *, use_8x4_sf_layout: bool) -> None:
+    result = gemm.run(rows, columns, depth, use_8x4_sf_layout=use_8x4_sf_layout)
+    inputs = gemm.make_inputs(rows, columns, depth, use_8x4_sf_layout=use_8x4_sf_layout)
+    expected = gemm.plain_result(inputs, use_8x4_sf_layout=use_8x4_sf_layout)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def main(arguments: list[str]) -> None:
+    """Run one task: its name, a directory, and for some the layout and ``tune`` or ``serve``."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    task, root, *rest = arguments
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()  # the parent says when
+    two = {"use_8x4_sf_layout": rest[:1] == ["8x4"], "is_tuning": rest[1:] == ["tune"]}
+    results = {
+        "tune": lambda: tune(root),
+        "serve": lambda: serve(root),
+        "gpu": lambda: gpu(root),
+        "old-key": lambda: old_key(root, **two),
+        "one-layout": lambda: one_layout(root, **two),
+    }
+    sys.stdout.write(json.dumps(results[task]()) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,5 @@
+from tests.adapter.runners import LayoutRunner
+
+
+class TwinRunner(LayoutRunner):
+    variant = 2

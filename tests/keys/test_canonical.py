@@ -1,0 +1,185 @@
+import enum
+import math
+import tracemalloc
+from collections import OrderedDict, namedtuple
+
+import msgpack
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fi_cachestore.errors import NotCanonicalError, UnsupportedValueError
+from fi_cachestore.keys.canonical import MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Named, decode, encode
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=["Cs"])) | st.binary()
+HASHABLE = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=4)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(HASHABLE, inner, max_size=4)
+        | st.builds(Named, st.text(st.characters(exclude_categories=["Cs"]), max_size=5), inner)
+    ),
+    max_leaves=12,
+)
+
+
+def typed(value):
+    """A value in which equality is that of the encoding: types count, and a NaN equals itself."""
+    if isinstance(value, float):
+        return (float, "nan" if math.isnan(value) else value.hex())
+    if isinstance(value, tuple | list):
+        return (type(value), [typed(item) for item in value])
+    if isinstance(value, dict):
+        return (dict, sorted((repr(typed(key)), typed(item)) for key, item in value.items()))
+    if isinstance(value, Named):
+        return (Named, value.kind, typed(value.content))
+    return (type(value), value)
+
+
+@given(VALUES)
+def test_decoding_gives_the_value_back(value):
+    assert typed(decode(encode(value))) == typed(value)
+
+
+@given(VALUES, VALUES)
+@example(0.0, -0.0)
+@example({1: 2}, {True: 2})
+def test_equal_bytes_exactly_for_equal_values(left, right):
+    assert (encode(left) == encode(right)) == (typed(left) == typed(right))
+
+
+@given(VALUES)
+def test_map_order_does_not_count(value):
+    mapping = {"b": value, "a": 1, 3: None}
+    assert encode(mapping) == encode(dict(reversed(mapping.items())))
+
+
+@given(st.binary(max_size=200))
+@example(b"\xcd\x00\x01")  # an integer wider than it must be
+@example(b"\xd9\x01a")  # a string with a longer header than it must have
+@example(b"\xca\x3f\x80\x00\x00")  # a bare float32
+@example(b"\xd6\xff\x00\x00\x00\x00")  # msgpack's timestamp
+@example(b"\x80")
+@example(b"\x90")
+@example(b"\x95\x02\xa1a\x01\xa1a\x02")  # a duplicate key
+@example(b"\x95\x02\xa1b\x01\xa1a\x02")  # keys out of order
+@example(b"\x92\xc3\x01")  # a tag that Python takes for 1
+def test_other_bytes_are_refused_or_are_canonical(data):
+    try:
+        value = decode(data)
+    except NotCanonicalError:
+        return
+    assert encode(value) == data
+
+
+@given(VALUES.map(encode), st.data())
+def test_a_changed_byte_never_decodes_to_the_same_value(data, draw):
+    at = draw.draw(st.integers(0, len(data) - 1))
+    changed = bytearray(data)
+    changed[at] ^= draw.draw(st.integers(1, 255))
+    try:
+        value = decode(bytes(changed))
+    except NotCanonicalError:
+        return
+    assert typed(value) != typed(decode(data))
+
+
+def test_look_alikes_all_differ():
+    alike = [True, 1, 1.0, "1", b"1", (1,), [1], None, Named("dtype", "torch.bfloat16"), "torch.bfloat16", {1: 1}, {"1": 1}, Named("1", 1)]
+    alike += [0, False, 0.0, -0.0, "", b"", (), [], {}, Named("", None), "None", math.nan, math.inf]
+    assert len({encode(value) for value in alike}) == len(alike)
+
+
+class Color(enum.IntEnum):
+    RED = 1
+
+
+class Text(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Color.RED,
+        Text("a"),
+        namedtuple("Point", "x")(1),
+        OrderedDict(a=1),
+        {1, 2},
+        frozenset({1}),
+        object(),
+        len,
+        1j,
+        range(3),
+        bytearray(b"a"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_types_outside_the_closed_set_are_refused_with_their_path(value):
+    with pytest.raises(UnsupportedValueError) as caught:
+        encode({"outer": (1, [Named("box", {"inner": value})])})
+    assert caught.value.path == "value.outer[1][0]<box>.inner"
+    assert caught.value.type_name.rpartition(".")[2] == type(value).__qualname__
+
+
+def test_text_that_is_not_unicode_is_refused():
+    with pytest.raises(UnsupportedValueError, match="surrogates"):
+        encode(["\ud800"])
+
+
+def nested(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_depth_is_bounded_on_both_sides():
+    assert decode(encode(nested(MAX_DEPTH))) == nested(MAX_DEPTH)
+    with pytest.raises(UnsupportedValueError, match="deep"):
+        encode(nested(MAX_DEPTH + 1))
+    with pytest.raises(NotCanonicalError):
+        decode(b"\x92\x01" * (MAX_DEPTH + 1) + b"\x01")
+    with pytest.raises(NotCanonicalError):
+        decode(b"\x92\x01" * 100_000)
+
+
+def test_length_is_bounded_on_both_sides():
+    assert len(decode(encode(list(range(MAX_ITEMS))))) == MAX_ITEMS
+    with pytest.raises(UnsupportedValueError, match="items"):
+        encode(list(range(MAX_ITEMS + 1)))
+    with pytest.raises(UnsupportedValueError, match="bytes"):
+        encode("x" * (MAX_BYTES + 1))
+    with pytest.raises(NotCanonicalError, match="longer"):
+        decode(b"\xc0" * (MAX_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xdd\xff\xff\xff\xff",  # an array of four billion
+        b"\xdc\xff\xff" * 1000,  # arrays of 65535 in each other
+        (b"\xdc" + (2 * MAX_ITEMS + 1).to_bytes(2, "big")) * 100_000,  # the longest allowed, in each other
+        b"\xdf\xff\xff\xff\xff",
+        b"\xdb\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\xc9\xff\xff\xff\xff\x01",
+        b"\x9f" * 100_000,
+    ],
+    ids=range(8),
+)
+def test_hostile_headers_allocate_little(data):
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotCanonicalError):
+            decode(data)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 100 << 20
+
+
+def test_the_wire_form_is_msgpack():
+    assert msgpack.unpackb(encode((1, "a", None))) == [0, 1, "a", None]

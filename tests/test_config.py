@@ -1,0 +1,123 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fi_cachestore.config import Mode, load
+from fi_cachestore.errors import ConfigError
+
+HOME = {"HOME": "/home/me"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "environ", "root", "source"),
+    [
+        ("/a", {"FI_CACHESTORE_DIR": "/b", "XDG_CACHE_HOME": "/c", **HOME}, "/a", "argument"),
+        (None, {"FI_CACHESTORE_DIR": "/b", "XDG_CACHE_HOME": "/c", **HOME}, "/b", "FI_CACHESTORE_DIR"),
+        (None, {"XDG_CACHE_HOME": "/c", **HOME}, "/c/fi_cachestore", "XDG_CACHE_HOME"),
+        (None, HOME, "/home/me/.cache/fi_cachestore", "default"),
+        (None, {"FI_CACHESTORE_DIR": "", "XDG_CACHE_HOME": "", **HOME}, "/home/me/.cache/fi_cachestore", "default"),
+    ],
+)
+def test_where_the_root_comes_from(argument, environ, root, source):
+    found = load(root=argument, environ=environ).root
+    assert (found.value, found.source) == (Path(root), source)
+
+
+def test_without_home_the_password_database_is_asked(monkeypatch):
+    import pwd
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_dir="/home/of/user"))
+    assert load(environ={"HOME": ""}).root.value == Path("/home/of/user/.cache/fi_cachestore")
+
+
+def test_without_home_and_entry_there_is_no_root(monkeypatch):
+    import pwd
+
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    found = load(environ={}).root
+    assert found.value is None
+    assert "no HOME" in found.source
+
+
+def test_defaults():
+    rows = load(environ=HOME).rows()
+    assert {name: row["value"] for name, row in rows.items()} == {
+        "root": "/home/me/.cache/fi_cachestore",
+        "path": [],
+        "trusted": [],
+        "mode": "auto",
+        "durable": True,
+        "max_wait_s": 600.0,
+    }
+    assert {row["source"] for row in rows.values()} == {"default"}
+
+
+def test_empty_variables_count_as_unset():
+    names = ("DIR", "PATH", "TRUST", "MODE", "DURABLE", "MAX_WAIT_S")
+    assert load(environ={**{f"FI_CACHESTORE_{name}": "" for name in names}, **HOME}).rows() == load(environ=HOME).rows()
+
+
+def test_variables_are_read_and_named():
+    environ = {
+        "FI_CACHESTORE_PATH": "/ro1:@:/ro2",
+        "FI_CACHESTORE_TRUST": "/t1:/t2",
+        "FI_CACHESTORE_MODE": "replay",
+        "FI_CACHESTORE_DURABLE": "0",
+        "FI_CACHESTORE_MAX_WAIT_S": "2.5",
+        **HOME,
+    }
+    found = load(environ=environ)
+    assert found.path.value == ("/ro1", "@", "/ro2")
+    assert found.trusted.value == (Path("/t1"), Path("/t2"))
+    assert found.mode.value is Mode.REPLAY
+    assert found.durable.value is False
+    assert found.max_wait_s.value == 2.5
+    sources = {name: row["source"] for name, row in found.rows().items()}
+    assert sources == {
+        "root": "default",
+        "path": "FI_CACHESTORE_PATH",
+        "trusted": "FI_CACHESTORE_TRUST",
+        "mode": "FI_CACHESTORE_MODE",
+        "durable": "FI_CACHESTORE_DURABLE",
+        "max_wait_s": "FI_CACHESTORE_MAX_WAIT_S",
+    }
+
+
+def test_an_argument_beats_the_variable():
+    assert load(mode="off", environ={"FI_CACHESTORE_MODE": "replay", **HOME}).mode.value is Mode.OFF
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MODE", "fast"),
+        ("DURABLE", "yes"),
+        ("MAX_WAIT_S", "soon"),
+        ("MAX_WAIT_S", "-1"),
+        ("MAX_WAIT_S", "nan"),
+        ("MAX_WAIT_S", "inf"),
+        ("PATH", "@:@"),
+    ],
+)
+def test_what_cannot_be_understood_is_an_error_that_says_where(name, value):
+    with pytest.raises(ConfigError) as caught:
+        load(environ={f"FI_CACHESTORE_{name}": value, **HOME})
+    assert caught.value.exit_code == 10
+    assert value in str(caught.value)
+
+
+def test_a_wrong_argument_is_an_error():
+    with pytest.raises(ConfigError) as caught:
+        load(mode="fast", environ=HOME)
+    assert caught.value.source == "argument"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_user_without_entry_and_home_gets_no_exception():
+    code = "import os, pwd; from fi_cachestore.config import load; os.setuid(54321); print(load().root.value, load().root.source)"
+    result = subprocess.run([sys.executable, "-c", code], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("None default (no HOME")
