@@ -12,13 +12,13 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from flashinfer import autotuner as flashinfer_autotuner
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
+from fi_cachestore import __version__
 from fi_cachestore.adapter import serve
 from fi_cachestore.adapter.frames import Frame, Step, Trial
 from fi_cachestore.adapter.introspect import RunnerView
@@ -83,7 +83,7 @@ def _describe(
     if group is not None:
         state.suspend("FlashInfer averages its timings over a process group")
     if state.suspended_because is not None or attached.session.mode is Mode.EPHEMERAL:
-        state.note_ephemeral(op, state.suspended_because or "mode ephemeral")
+        attached.session.recorder.ephemeral(state.suspended_because or "mode ephemeral")  # the session has said so
         return None
     described = serve.describe(tuner, op, runners, [config], inputs, kwargs)
     if not isinstance(described, Description) or described.gaps:
@@ -196,7 +196,7 @@ def _provenance(tuner: CacheStoreTuner, frame: Frame, trial: Trial) -> Provenanc
         tuning_ns=max(clock.monotonic_ns() - trial.started_ns, 0),
         host=socket.gethostname(),
         pid=os.getpid(),
-        library=f"fi_cachestore {metadata.version('fi_cachestore')}",
+        library=f"fi_cachestore {__version__}",
         performance=performance,
     )
 

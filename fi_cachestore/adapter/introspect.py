@@ -48,10 +48,9 @@ class Introspector:
         digest = implementation_digest(type(runner), TunableRunner)
         return found if digest is not None and digest.startswith(found.fingerprint) else _NO_CONTRACT
 
-    def roles(self, runner_type: str) -> Mapping[str, Role]:
-        """Return the roles that a contract gives, for runners inside runners."""
-        found = self.contracts.get(runner_type)
-        return found.roles if found is not None else {}
+    def roles(self, runner: TunableRunner) -> Mapping[str, Role]:
+        """Return the roles that a runner's contract gives, for runners inside runners too."""
+        return self.contract(runner).roles
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ Everything is cached by code object: FlashInfer builds many runner classes insid
 
 from __future__ import annotations
 
+import ast
 import functools
+import importlib
 import inspect
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -30,19 +32,22 @@ def type_name(cls: type) -> str:
 
 
 @functools.cache
-def is_versioned(module: str | None) -> bool:
+def is_versioned(module: str | None, file: str | None = None) -> bool:
     """Whether code of ``module`` is identified by its name and its package's version (an editable install is not).
 
-    The module's file must lie where the package was installed: a script of one's own may have any name.
+    The module's file, and the ``file`` that the code itself came from where that is known, must lie where the package was installed: a
+    script of one's own may have any name, and code that was made at run time may claim any module.
     """
     top = (module or "").partition(".")[0]
     if top == "flashinfer":  # its version and commit are facets of every key
-        return True
-    if top in sys.stdlib_module_names:
-        return _lies_in(module, Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("platstdlib")))
-    names = [top] if _distribution(top) else metadata.packages_distributions().get(top, [])
-    found = (dist for name in names if (dist := _distribution(name)) is not None)
-    return any(_is_release(dist) and _lies_in(module, Path(str(dist.locate_file("")))) for dist in found)
+        places = [Path(str(importlib.import_module("flashinfer").__file__)).parent]
+    elif top in sys.stdlib_module_names:
+        places = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("platstdlib"))]
+    else:
+        names = [top] if _distribution(top) else metadata.packages_distributions().get(top, [])
+        found = [dist for name in names if (dist := _distribution(name)) is not None and _is_release(dist)]
+        places = [Path(str(dist.locate_file(""))) for dist in found]
+    return _lies_in(module, places) and (file is None or any(Path(file).is_relative_to(place) for place in places))
 
 
 def _distribution(name: str) -> metadata.Distribution | None:
@@ -56,25 +61,49 @@ def _is_release(dist: metadata.Distribution) -> bool:
     return '"editable": true' not in (dist.read_text("direct_url.json") or "")
 
 
-def _lies_in(module: str | None, *places: Path) -> bool:
+def _lies_in(module: str | None, places: Sequence[Path]) -> bool:
     loaded = sys.modules.get(module or "")
-    if loaded is None:
+    if loaded is None or not places:
         return False
     file = getattr(loaded, "__file__", None)
     return module != "__main__" if file is None else any(Path(file).is_relative_to(place) for place in places)
 
 
 def source_text(function: FunctionType) -> str | None:
-    """Return the function's source without its indentation, or ``None`` where no file has it."""
+    """Return the function's source without its indentation, or ``None`` where no file has it or it cannot be told from its neighbour."""
     code = function.__code__
     if code not in _sources:
         if len(_sources) >= _MAX_CACHED:
             _sources.clear()
         try:
-            _sources[code] = textwrap.dedent(inspect.getsource(code))
-        except (OSError, TypeError, IndentationError, SyntaxError):
+            _sources[code] = _lambda_text(code) if code.co_name == "<lambda>" else textwrap.dedent(inspect.getsource(code))
+        except (OSError, TypeError, SyntaxError, ValueError):
             _sources[code] = None
     return _sources[code]
+
+
+def _lambda_text(code: CodeType) -> str | None:
+    """Return the text of one lambda, whose line may hold several: the smallest that encloses every position of its code."""
+    text = "".join(inspect.findsource(code)[0])
+    places = [place for place in code.co_positions() if None not in place and (place[0], place[2]) != (place[1], place[3])]
+    starts = [(line, column) for line, _, column, _ in places if line is not None and column is not None]
+    enclosing = [
+        node
+        for node in ast.walk(_parsed(text))
+        if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno and all(_encloses(node.body, *at) for at in starts)
+    ]
+    texts = sorted((ast.get_source_segment(text, node) or "" for node in enclosing), key=len)
+    return texts[0] if texts else None
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
+def _encloses(node: ast.expr, line: int, column: int) -> bool:
+    end = (node.end_lineno or node.lineno, node.end_col_offset or node.col_offset)
+    return (node.lineno, node.col_offset) <= (line, column) < end
 
 
 def implementation_digest(cls: type, base: type) -> Digest | None:
@@ -94,6 +123,12 @@ def owners(cls: type, base: type) -> Iterator[type]:
     """Yield ``cls`` and its bases, up to ``base`` and what that inherits."""
     known = set(base.__mro__)
     yield from (owner for owner in cls.__mro__ if owner not in known)
+
+
+def is_versioned_class(cls: type, base: type) -> bool:
+    """Whether a class, with all functions that it and its bases below ``base`` define, is identified by name and version."""
+    files = {function.__code__.co_filename for _, _, function in class_functions(cls, base)}
+    return is_versioned(cls.__module__) and all(any(is_versioned(owner.__module__, file) for owner in owners(cls, base)) for file in files)
 
 
 def class_functions(cls: type, base: type) -> Iterator[tuple[type, str, FunctionType]]:

@@ -16,7 +16,7 @@ import torch
 from fi_cachestore.adapter.layout import RawTensor
 from fi_cachestore.keys.canonical import Named, Value
 
-MAX_READINGS: Final = 16
+MAX_READINGS: Final = 32
 """How many keys one call may have; the first is the one it is tuned under."""
 
 

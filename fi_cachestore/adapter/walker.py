@@ -31,6 +31,7 @@ from fi_cachestore.adapter.sources import (
     class_functions,
     implementation_digest,
     is_versioned,
+    is_versioned_class,
     owners,
     source_text,
     type_name,
@@ -50,7 +51,8 @@ from fi_cachestore.keys.digest import source_digest
 
 _MAX_WALK_DEPTH: Final = MAX_DEPTH // 2
 _MAX_MIXED_DIMS: Final = 2
-RolesFor = Callable[[str], Mapping[str, Role]]
+_NOT_ONE: Final = 0
+RolesFor = Callable[[TunableRunner], Mapping[str, Role]]
 
 
 class Walker:
@@ -59,7 +61,7 @@ class Walker:
     def __init__(
         self, subject: str, contract_roles: RolesFor, dims: Mapping[int, Value], mappers: tuple[Callable[[int], int], ...] = ()
     ) -> None:
-        """Know the contracts' roles by runner type, the symbols of raw dynamic sizes, and the call's own bucket mappers."""
+        """Know the contracts' roles of a runner, the symbols of raw dynamic sizes, and the call's own bucket mappers."""
         self.subject = subject
         self.gaps: list[Gap] = []
         self.left_out: list[tuple[str, Role]] = []
@@ -92,12 +94,12 @@ class Walker:
             del self._on_path[id(obj)]
 
     def _by_type(self, obj: Any, path: str) -> Any:
+        if (kind := resource_kind(obj)) is not None:
+            return Named("resource", kind)  # that there is one counts, which one does not
         for describe in (self._data, self._container, self._torch, self._code, self._object):
             found = describe(obj, path)
             if found is not NotImplemented:
                 return found
-        if (kind := resource_kind(obj)) is not None:
-            return Named("resource", kind)  # that there is one counts, which one does not
         self.gap(path, obj, "an object of this type has no canonical form")
         return None
 
@@ -177,7 +179,8 @@ class Walker:
         for chosen in _subsets(list(alike)):
             symbols = {dim: alike[dim] for dim in chosen}
             shape = [symbols.get(dim, size) for dim, size in enumerate(raw.sizes)]
-            options.append(tensor_value(raw, shape, readings(raw, raw.sizes, symbols)[0]))
+            lasting = [_NOT_ONE if dim in symbols else size for dim, size in enumerate(raw.sizes)]  # 1 now, another size in other calls
+            options += [tensor_value(raw, shape, layout) for layout in readings(raw, lasting, symbols)]
         return one_of(options)
 
     # -- code -------------------------------------------------------------------------------------------------------------------
@@ -201,7 +204,7 @@ class Walker:
     def function(self, function: types.FunctionType, path: str, *, is_mapper: bool = False) -> Value:
         """Return a function: its name, its source unless a versioned package has it, defaults and closure."""
         parts: dict[str, Value] = {"name": f"{function.__module__}:{function.__qualname__}"}
-        if not is_versioned(function.__module__):
+        if not is_versioned(function.__module__, function.__code__.co_filename):
             text = source_text(function)
             if text is None:
                 self.gap(path, function, "its source is not to be had")
@@ -223,7 +226,7 @@ class Walker:
 
     def type_identity(self, cls: type, path: str, base: type) -> Value:
         """Return a class's name, with a digest of its methods' source unless a versioned package has it."""
-        if is_versioned(cls.__module__):
+        if is_versioned_class(cls, base):
             return type_name(cls)
         digest = implementation_digest(cls, base)
         if digest is None:
@@ -259,7 +262,7 @@ class Walker:
     def runner(self, runner: TunableRunner, path: str) -> dict[str, Value]:
         """Return a runner's parameters: attributes, plain class attributes (``class.``), closure cells of its methods (``closure.``)."""
         cls = type(runner)
-        roles = dict(self._contract_roles(type_name(cls)))
+        roles = dict(self._contract_roles(runner))
         for name in mutated_names(cls, TunableRunner):
             roles.setdefault(name, Role.RESOURCE)
         self._scopes.append((f"{path}." if path else "", roles))

@@ -11,7 +11,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
-from flashinfer.autotuner import ConstraintSpec, DynamicTensorSpec, OptimizationProfile, TunableRunner, TuningConfig, make_bucket_mapper
+from flashinfer.autotuner import ConstraintSpec, DynamicTensorSpec, OptimizationProfile, TunableRunner, TuningConfig
+
+try:
+    from flashinfer.autotuner import make_bucket_mapper
+except ImportError:  # FlashInfer before 0.6.14
+    from flashinfer.fused_moe.utils import make_bucket_mapper  # type: ignore[attr-defined, no-redef]
 
 BLOCK: Final = 16
 """Columns per scale."""

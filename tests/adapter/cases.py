@@ -86,7 +86,11 @@ class InputRunner(LayoutRunner):
         self.order = order
 
     def which(self, inputs):
-        return next(number for number, value in enumerate(self.order, 1) if value is inputs[1] or (type(value), value) == (type(inputs[1]), inputs[1]))
+        return next(
+            number
+            for number, value in enumerate(self.order, 1)
+            if value is inputs[1] or (type(value), value) == (type(inputs[1]), inputs[1])
+        )
 
 
 def non_tensor_input(first, second):

@@ -72,7 +72,7 @@ def test_the_same_call_has_one_digest_in_processes_that_differ_in_anything_else(
         home.mkdir()
         environment = {
             **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(Path(__file__).parents[2])]),
             "PYTHONHASHSEED": str(number + 1),
             "HOME": str(home),
             "XDG_CACHE_HOME": str(home / "cache"),
@@ -81,5 +81,7 @@ def test_the_same_call_has_one_digest_in_processes_that_differ_in_anything_else(
             "MASTER_PORT": str(29500 + number),
             "FLASHINFER_WORKSPACE_BASE": str(home),
         }
-        result = subprocess.run([sys.executable, "-c", PRINT_DIGESTS], env=environment, cwd=home, capture_output=True, text=True, check=True)
+        result = subprocess.run(
+            [sys.executable, "-c", PRINT_DIGESTS], env=environment, cwd=home, capture_output=True, text=True, check=True
+        )
         assert json.loads(result.stdout.splitlines()[-1]) == here

@@ -1,0 +1,11 @@
+project = "fi_cachestore"
+copyright = "2026, the fi_cachestore authors"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["deflist", "fieldlist"]
+html_theme = "furo"
+html_title = "fi_cachestore"
+exclude_patterns = ["_build"]
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+autodoc_mock_imports = []
+nitpicky = False

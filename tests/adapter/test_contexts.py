@@ -1,0 +1,562 @@
+"""Attaching, detaching, and the contexts of FlashInfer around and inside ours."""
+
+import contextlib
+import logging
+import os
+import threading
+from typing import ClassVar
+
+import pytest
+import torch
+from flashinfer import autotune as flashinfer_autotune
+from flashinfer.autotune_cache import MeasurementPolicy, autotune_v2
+from flashinfer.autotuner import AutoTuner, get_autotune_process_group, set_autotune_process_group
+
+import fi_cachestore
+from fi_cachestore import Mode
+from fi_cachestore.adapter import attach as attach_module
+from fi_cachestore.adapter.symbols import check
+from fi_cachestore.adapter.tuner import CacheStoreTuner
+from fi_cachestore.environment.facets import Role
+from fi_cachestore.environment.identity import Environments
+from fi_cachestore.environment.probes import CPU_PROBES, Probe
+from fi_cachestore.errors import ConfigError, UnsupportedFlashInferError
+from tests.adapter.processes import fresh
+from tests.adapter.runners import PlainRunner, choose, config, matrix, no_measurement, timed
+
+
+def stored_count(root):
+    return len(fi_cachestore.open_store(root, read_only=True))
+
+
+def tune(op="op", rows=100, **kwargs):
+    return choose(op, [PlainRunner()], [matrix(rows)], config(), **kwargs)
+
+
+# -- attaching and detaching ------------------------------------------------------------------------------------------------------
+
+
+def look(tuner):
+    return {
+        name: (id(value), repr(value)) for name, value in vars(tuner).items() if not name.startswith(("_lock", "_override_config_cache"))
+    }
+
+
+def attach_and_detach(root):
+    tuner = AutoTuner.get()
+    with timed(), flashinfer_autotune(True):
+        tune("before")
+    before, before_class, own = look(tuner), type(tuner), tune("before")
+    with timed(), fi_cachestore.autotune(root=root) as session:
+        assert type(tuner) is CacheStoreTuner
+        assert AutoTuner.get() is tuner
+        assert isinstance(tuner, AutoTuner)
+        tune()
+    assert session.is_attached
+    assert tune() == (0, 2)
+    session.detach()
+    session.detach()
+    assert not session.is_attached
+    after = look(tuner)
+    assert type(tuner) is before_class
+    assert {name for name in before if before[name] != after.get(name)} <= {"stats"}
+    assert set(after) == set(before)
+    assert tune() == (0, -1)
+    assert tune("before") == own == (0, 2)
+    return session.report()
+
+
+def test_detaching_restores_flashinfer_exactly(tmp_path):
+    report = fresh(attach_and_detach, tmp_path)
+    assert report.tuned_count == 3
+
+
+def held_tuner(root):
+    held = AutoTuner.get()
+    session = fi_cachestore.attach("auto", root=root)
+    with timed(), flashinfer_autotune(True):
+        chosen = held.choose_one("op", [PlainRunner()], config(), [matrix(100)])
+    fi_cachestore.detach()
+    return chosen[1], session.report().tuned_count, type(held) is AutoTuner
+
+
+def test_a_tuner_that_others_hold_keeps_working(tmp_path):
+    assert fresh(held_tuner, tmp_path) == (2, 3, True)
+    assert stored_count(tmp_path) == 3
+
+
+class SubclassedTuner(AutoTuner):
+    """An AutoTuner that somebody else has extended already."""
+
+    def choose_one(self, custom_op, *args, **kwargs):
+        self.seen_cache = custom_op
+        return super().choose_one(custom_op, *args, **kwargs)
+
+
+def subclassed(root):
+    AutoTuner._instance = SubclassedTuner()
+    with timed(), fi_cachestore.autotune(root=root) as session:
+        tactic = tune()[1]
+    fi_cachestore.detach()
+    return tactic, session.report().tuned_count, type(AutoTuner.get()) is SubclassedTuner
+
+
+def test_a_subclass_of_the_tuner_is_given_back_as_it_was(tmp_path):
+    assert fresh(subclassed, tmp_path) == (2, 3, True)
+
+
+def twice(root):
+    with timed() as measured, fi_cachestore.autotune(root=root) as outer, fi_cachestore.autotune(root=root) as inner:
+        tune("inner")
+    with timed(), fi_cachestore.autotune(root=root) as again:
+        tune("inner")
+        tune("again")
+    assert not AutoTuner.get().is_tuning_mode
+    counts = [session.report().tuned_count for session in (outer, inner, again)]
+    served = tune("inner"), tune("again")
+    for session in (outer, inner, again):
+        session.detach()
+    return len(measured), counts, served, type(AutoTuner.get()) is AutoTuner
+
+
+def test_entering_twice_and_again(tmp_path):
+    assert fresh(twice, tmp_path) == (12, [0, 3, 3], ((0, 2), (0, 2)), True)
+
+
+def two_roots(root):
+    for name in ("target", "draft"):
+        with timed(), fi_cachestore.autotune(root=root / name):
+            tune(name)
+    fi_cachestore.detach()
+    target, draft = (fi_cachestore.attach(root=root / name) for name in ("target", "draft"))
+    both = tune("target"), tune("draft")
+    draft.detach()
+    left = tune("target"), tune("draft")
+    target.detach()
+    return both, left
+
+
+def test_attaching_a_second_store_adds_and_detaching_it_leaves_the_first(tmp_path):
+    assert fresh(two_roots, tmp_path) == (((0, 2), (0, 2)), ((0, 2), (0, -1)))
+
+
+def many_entries(root):
+    for _ in range(30):
+        with timed(), fi_cachestore.autotune(root=root):
+            tune()
+    return len(AutoTuner.get().state.attached)
+
+
+def test_entering_again_and_again_keeps_one_session(tmp_path):
+    assert fresh(many_entries, tmp_path) == 1
+
+
+def broken_block(root):
+    with contextlib.suppress(ZeroDivisionError), timed(), fi_cachestore.autotune(root=root):
+        tune()
+        raise ZeroDivisionError
+    assert not AutoTuner.get().is_tuning_mode
+    return tune()
+
+
+def test_an_exception_in_the_block_loses_nothing(tmp_path):
+    assert fresh(broken_block, tmp_path) == (0, 2)
+    assert stored_count(tmp_path) == 3
+
+
+def attach_miss_publish_refresh(root):
+    session = fi_cachestore.attach(root=root)
+    missed = tune()
+    other = fi_cachestore.attach("auto", root=root / ".." / root.name)  # the same directory by another name: another session
+    with timed(), flashinfer_autotune(True):
+        found = tune()
+    other.detach()
+    still = tune()
+    session.refresh()
+    return missed, found, still, tune()
+
+
+def test_what_others_publish_is_found_after_refresh(tmp_path):
+    assert fresh(attach_miss_publish_refresh, tmp_path) == ((0, -1), (0, 2), (0, -1), (0, 2))
+
+
+# -- modes ------------------------------------------------------------------------------------------------------------------------
+
+
+def in_mode(root, mode):
+    with timed() as measured, fi_cachestore.autotune(root=root, mode=mode) as session:
+        inside = tune()
+    after = tune()
+    counts = session.report().tuned_count, session.report().hit_count
+    is_attached = session.is_attached
+    fi_cachestore.detach()
+    return len(measured), inside, after, counts, is_attached, sorted(session.report().ephemeral)
+
+
+def test_ephemeral_tunes_in_memory_and_touches_no_directory(tmp_path):
+    assert fresh(in_mode, tmp_path / "root", "ephemeral") == (9, (0, 2), (0, 2), (0, 0), True, ["mode ephemeral"])
+    assert not (tmp_path / "root").exists()
+    fresh(in_mode, tmp_path / "root", "auto")
+    before = sorted((tmp_path / "root").rglob("*"))
+    assert fresh(in_mode, tmp_path / "root", "ephemeral")[0] == 9
+    assert sorted((tmp_path / "root").rglob("*")) == before
+
+
+def test_replay_never_tunes_and_never_writes(tmp_path):
+    assert fresh(in_mode, tmp_path / "root", "replay") == (0, (0, -1), (0, -1), (0, 0), True, [])
+    assert not (tmp_path / "root").exists()
+    fresh(in_mode, tmp_path / "root", "auto")
+    assert fresh(in_mode, tmp_path / "root", "replay")[:3] == (0, (0, 2), (0, 2))
+
+
+def test_off_leaves_flashinfer_alone(tmp_path):
+    assert fresh(in_mode, tmp_path / "root", "off") == (9, (0, 2), (0, 2), (0, 0), False, [])
+    assert not (tmp_path / "root").exists()
+
+
+def test_auto_counts_what_it_did(tmp_path):
+    assert fresh(in_mode, tmp_path, "auto") == (12, (0, 2), (0, 2), (3, 0), True, [])
+    assert fresh(in_mode, tmp_path, "auto") == (0, (0, 2), (0, 2), (0, 3), True, [])
+
+
+def test_an_unknown_mode_is_an_error_of_the_caller():
+    with pytest.raises(ConfigError), fi_cachestore.autotune(mode="fast"):
+        pass
+    with pytest.raises(ConfigError):
+        fi_cachestore.attach("fast")
+    assert type(AutoTuner.get()) is AutoTuner
+
+
+def bad_variable(root):
+    os.environ["FI_CACHESTORE_MODE"] = "fast"
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        tune()
+    return len(measured), session.mode
+
+
+def test_an_unknown_mode_in_the_environment_is_a_warning_and_ephemeral(tmp_path):
+    assert fresh(bad_variable, tmp_path / "root") == (9, Mode.EPHEMERAL)
+    assert not (tmp_path / "root").exists()
+
+
+def without_tuning(root):
+    with no_measurement(), fi_cachestore.autotune(False, root=root, tuning_buckets=(16,)):
+        return tune()
+
+
+def test_tune_mode_false_measures_nothing(tmp_path):
+    assert fresh(without_tuning, tmp_path) == (0, -1)
+    fresh(in_mode, tmp_path, "auto")
+    assert fresh(without_tuning, tmp_path) == (0, 2)
+
+
+# -- FlashInfer's contexts --------------------------------------------------------------------------------------------------------
+
+
+def nest_as_sglang(root):
+    with timed() as measured, fi_cachestore.autotune(root=root) as session, flashinfer_autotune(True):
+        with autotune_v2(mode="tune", persistent_cache=False):
+            tune("decode")
+        with autotune_v2(mode="tune", persistent_cache=False):
+            tune("extend", rows=300)
+    assert session.report().gaps == ()
+    return len(measured), tune("decode"), tune("extend")
+
+
+def nest_as_vllm(root):
+    policy = MeasurementPolicy(execution_mode="cuda_graph")
+    with timed() as measured, fi_cachestore.autotune(root=root), autotune_v2(persistent_cache=False, measurement_policy=policy):
+        for buckets in ((1, 2, 4), (256, 512)):
+            with flashinfer_autotune(tuning_buckets=buckets, round_up=True):
+                tune()
+    return len(measured), tune(rows=3), tune(rows=300), tune(rows=5000)
+
+
+@pytest.mark.parametrize(("nest", "count"), [(nest_as_sglang, 24), (nest_as_vllm, 20)])
+def test_what_the_engines_nest(tmp_path, nest, count):
+    first = fresh(nest, tmp_path)
+    assert first[0] == count
+    assert set(first[1:]) == {(0, 2)}
+    assert fresh(nest, tmp_path) == (0, *first[1:])
+
+
+def nest_outside(root):
+    with timed() as measured, flashinfer_autotune(True), fi_cachestore.autotune(root=root):
+        tune()
+    return len(measured), tune()
+
+
+def test_ours_inside_theirs(tmp_path):
+    assert fresh(nest_outside, tmp_path) == (12, (0, 2))
+    assert fresh(nest_outside, tmp_path) == (0, (0, 2))
+
+
+def persistent_v2_inside(root):
+    with timed() as measured, fi_cachestore.autotune(root=root / "ours"), autotune_v2(cache_root=root / "theirs"):
+        tune()
+    return len(measured), sorted(str(path.relative_to(root)) for path in (root / "theirs").rglob("entries/*"))
+
+
+def test_a_persistent_context_of_flashinfer_inside_gets_nothing_and_gives_nothing(tmp_path):
+    assert fresh(persistent_v2_inside, tmp_path) == (12, [])
+    assert stored_count(tmp_path / "ours") == 3
+
+
+def file_of_flashinfer(root):
+    path = root / "configs.json"
+    with timed(), flashinfer_autotune(True, cache=str(path)):
+        tune()
+    AutoTuner.get().clear_cache()
+    with no_measurement(), fi_cachestore.autotune(False, root=root / "ours"), flashinfer_autotune(False, cache=str(path)):
+        ours = tune()
+    fi_cachestore.detach()
+    with flashinfer_autotune(False, cache=str(path)):
+        return ours, tune()
+
+
+def test_records_alone_are_served_while_attached(tmp_path):
+    assert fresh(file_of_flashinfer, tmp_path) == ((0, -1), (0, 2))
+
+
+def skipping(root, **given):
+    with timed() as measured, fi_cachestore.autotune(root=root, **given):
+        inside = tune("a"), tune("b")
+        with flashinfer_autotune(True, skip_ops={"c"}):
+            inner = tune("c"), tune("b")
+        threads = []
+        thread = threading.Thread(target=lambda: threads.append(tune("a")))
+        thread.start()
+        thread.join()
+    return len(measured), inside, inner, threads, tune("a")
+
+
+def test_skipped_ops_are_neither_tuned_nor_served_inside(tmp_path):
+    expected = (12, ((0, -1), (0, 2)), ((0, -1), (0, 2)), [(0, -1)], (0, -1))
+    assert fresh(skipping, tmp_path, skip_ops={"a"}) == expected
+    assert fresh(skipping, tmp_path, skip_ops="a") == (0, *expected[1:])
+
+
+def refused_arguments(root):
+    for given in ({"tuning_buckets": ()}, {"cuda_graph_profile_replays": 0}):
+        with pytest.raises(ValueError, match="at least one"), fi_cachestore.autotune(root=root, **given):
+            pass
+    return AutoTuner.get().is_tuning_mode
+
+
+def test_what_flashinfer_refuses_is_refused(tmp_path):
+    assert fresh(refused_arguments, tmp_path) is False
+
+
+def clear(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        tune()
+    assert tune() == (0, 2)
+    AutoTuner.get().clear_cache()
+    return tune()
+
+
+def test_clearing_flashinfers_cache_keeps_the_records(tmp_path):
+    assert fresh(clear, tmp_path) == (0, 2)
+
+
+class ValidatingRunner(PlainRunner):
+    asked: ClassVar = []
+
+    def validate_tactic(self, inputs, tactic):
+        self.asked.append((inputs[0].shape[0], tactic))
+        if tactic == 2 and inputs[0].shape[0] == 70:
+            raise RuntimeError
+        return tactic != 2 or inputs[0].shape[0] != 65
+
+
+def validating(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("validated", [ValidatingRunner()], [matrix(64)])
+    ValidatingRunner.asked.clear()
+    served = [choose("validated", [ValidatingRunner()], [matrix(rows)])[1] for rows in (64, 65, 70, 64, 65, 64)]
+    return served, ValidatingRunner.asked
+
+
+def test_a_hit_honours_validate_tactic_once_per_shape(tmp_path):
+    served, asked = fresh(validating, tmp_path)
+    assert served == [2, 1, 1, 2, 1, 2]
+    assert asked == [(64, 2), (65, 2), (65, 1), (70, 2), (70, 1)]
+
+
+def blocked(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        tune()
+    before = tune()
+    AutoTuner.get()._blocklist._invalid["op::PlainRunner"] = {2}
+    AutoTuner.get().clear_cache()
+    return before, tune()
+
+
+def test_a_blocklist_is_honoured_on_look_up(tmp_path):
+    assert fresh(blocked, tmp_path) == ((0, 2), (0, 1))
+
+
+def blocked_while_tuning(root):
+    AutoTuner.get()._blocklist._invalid["op::PlainRunner"] = {2}
+    with timed() as measured, fi_cachestore.autotune(root=root):
+        chosen = tune()
+    store = fi_cachestore.open_store(root)
+    return chosen, len(measured), {store.get(digest).entry.space.count for digest in store}
+
+
+def test_a_blocklist_filters_tuning_and_not_the_recorded_space(tmp_path):
+    assert fresh(blocked_while_tuning, tmp_path) == ((0, 1), 9, {3})
+
+
+# -- ephemeral calls --------------------------------------------------------------------------------------------------------------
+
+
+class ObjectRunner(PlainRunner):
+    def __init__(self):
+        self.thing = object()
+        self.nested = {"inner": [lambda: None, object()]}
+
+
+def incomplete(root):
+    runner = ObjectRunner()
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        first, second = (choose("incomplete", [runner], [matrix(100)]) for _ in range(2))
+        tune("complete")
+    served = choose("incomplete", [runner], [matrix(100)])
+    return len(measured), first, second, served, session.report()
+
+
+def test_an_object_of_no_known_kind_makes_the_op_ephemeral_and_is_named(tmp_path):
+    measured, first, second, served, report = fresh(incomplete, tmp_path)
+    assert measured == 3 * 3 + 3 * 4
+    assert first == second == served == (0, 2)
+    gaps = {(gap.subject, gap.field, gap.type_name) for gap in report.gaps}
+    assert gaps == {
+        ("tests.adapter.test_contexts:ObjectRunner", "thing", "builtins:object"),
+        ("tests.adapter.test_contexts:ObjectRunner", "nested['inner'][1]", "builtins:object"),
+    }
+    assert report.ephemeral == {"incomplete key": 3}
+    store = fi_cachestore.open_store(tmp_path)
+    assert {store.get(digest).entry.key.op for digest in store} == {"complete"}
+    with pytest.raises(fi_cachestore.CacheStoreError, match="thing"):
+        fi_cachestore.tune_key("incomplete", ObjectRunner(), [matrix(100)], tuning_config=config())
+
+
+def with_probes(**values):
+    """This machine, except that a GPU's facets are asked for, and some cannot be determined."""
+
+    def probes_for(device):
+        extra = [Probe(name, role, lambda _, v=value: v) for name, (role, value) in values.items()]
+        return (*CPU_PROBES, *extra)
+
+    attach_module.Environments = lambda: Environments(probes_for)
+
+
+def unknown_facet(root, name, value):
+    with_probes(**{name: (Role.VALIDITY if name == "gpu_name" else Role.BACKEND, value)})
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        chosen = tune()
+    return len(measured), chosen, [(gap.subject, gap.field) for gap in session.report().gaps], tune()
+
+
+@pytest.mark.parametrize("name", ["gpu_name", "cudnn"])
+def test_an_indeterminate_facet_makes_everything_ephemeral_and_is_named(tmp_path, name):
+    assert fresh(unknown_facet, tmp_path, name, None) == (9, (0, 2), [("environment", name)], (0, 2))
+    assert stored_count(tmp_path) == 0
+    assert fresh(unknown_facet, tmp_path, name, "known") == (12, (0, 2), [], (0, 2))
+    assert fresh(unknown_facet, tmp_path, name, "known")[0] == 0
+    assert fresh(unknown_facet, tmp_path, name, "other")[0] == 12
+
+
+class SingleGroup:
+    """Stands for a process group; FlashInfer only asks whether there is one before it communicates."""
+
+
+def with_process_group(root):
+    import flashinfer.autotuner.autotuner as module
+
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        tune("before")
+        set_autotune_process_group(SingleGroup())
+        module._sync_oom_across_tune_group = lambda local: local
+        inside = tune("grouped")
+        assert isinstance(get_autotune_process_group(), SingleGroup)
+    set_autotune_process_group(None)
+    return len(measured), inside, tune("grouped"), tune("before"), sorted(session.report().ephemeral)
+
+
+def test_timings_averaged_over_ranks_are_left_to_flashinfer(tmp_path, caplog):
+    why = "FlashInfer averages its timings over a process group"
+    assert fresh(with_process_group, tmp_path) == (12 + 9, (0, 2), (0, 2), (0, -1), [why])
+    assert stored_count(tmp_path) == 3
+
+
+def with_group_argument(root):
+    with timed() as measured, fi_cachestore.autotune(root=root, group=SingleGroup()) as session:
+        tune()
+    return len(measured), session.mode
+
+
+def test_a_group_makes_the_session_ephemeral(tmp_path):
+    assert fresh(with_group_argument, tmp_path / "root") == (9, Mode.EPHEMERAL)
+    assert not (tmp_path / "root").exists()
+
+
+def test_tensors_on_meta_and_cpu_have_one_device(tmp_path):
+    from fi_cachestore.adapter.introspect import device_of
+    from fi_cachestore.environment.facets import Device
+
+    assert device_of([torch.zeros(1), None, 3]) == Device("cpu")
+    assert device_of([torch.zeros(1), torch.zeros(1, device="meta")]) == Device("meta", None)
+
+
+# -- a FlashInfer that is not what we know ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["search_cache", "_profile_single_kernel", "_generate_optimization_profiles", "_apply_tuning_overrides", "_effective_skip_ops"]
+)
+def test_a_missing_or_changed_symbol_is_named(monkeypatch, name):
+    import flashinfer.autotuner as module
+
+    monkeypatch.delattr(module.AutoTuner, name)
+    with pytest.raises(UnsupportedFlashInferError) as caught:
+        check(module, "0.7.2")
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["0.6.12", "0.8.0", "1.0"])
+def test_other_versions_are_not_touched(version):
+    import flashinfer.autotuner as module
+
+    with pytest.raises(UnsupportedFlashInferError):
+        check(module, version)
+
+
+@pytest.mark.parametrize("version", ["0.6.13", "0.7.2.post1", "0.0.0+unknown"])
+def test_known_versions_pass(version):
+    import flashinfer.autotuner as module
+
+    check(module, version, AutoTuner.get())
+
+
+def without_symbol(root):
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.getLogger("fi_cachestore").addHandler(handler)
+    real = AutoTuner.search_cache
+
+    def changed(self, op, candidates, shapes, settings):
+        return real(self, op, candidates, shapes, settings)
+
+    AutoTuner.search_cache = changed
+    with fi_cachestore.autotune(root=root) as session:
+        attached = session.is_attached, type(AutoTuner.get()) is AutoTuner, AutoTuner.get().is_tuning_mode
+    session = fi_cachestore.attach(root=root)
+    return attached, session.is_attached, len(records)
+
+
+def test_with_a_changed_symbol_flashinfer_is_untouched_after_one_warning_per_session(tmp_path):
+    assert fresh(without_symbol, tmp_path / "root") == ((False, True, True), False, 2)
+    assert not (tmp_path / "root").exists()

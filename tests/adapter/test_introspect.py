@@ -1,0 +1,687 @@
+"""What counts in a key, what is left out, and what cannot be described: the rules for runners without a contract."""
+
+import dataclasses
+import enum
+import functools
+import threading
+import types
+import weakref
+from collections import OrderedDict
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from flashinfer.autotuner import DynamicTensorSpec, TunableRunner, TuningConfig, make_bucket_mapper
+from flashinfer.fused_moe.utils import make_hybrid_bucket_mapper, map_to_hybrid_bucket_uncapped
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fi_cachestore
+from fi_cachestore.adapter.contracts import Contract
+from fi_cachestore.adapter.introspect import Call, Introspector, RunnerView
+from fi_cachestore.adapter.layout import DERIVED, RawTensor, dynamic_dim, readings
+from fi_cachestore.adapter.policy import resolved
+from fi_cachestore.adapter.roles import Role, mutated_names, role_by_name
+from fi_cachestore.adapter.rounding import known_rounding
+from fi_cachestore.adapter.sources import implementation_digest, is_versioned, type_name
+from fi_cachestore.environment.identity import Environments
+from fi_cachestore.errors import IncompleteKeyError
+from fi_cachestore.keys.canonical import Named
+from tests.adapter import twin_a
+from tests.adapter.runners import BUCKETS, PlainRunner, config, matrix, with_output
+
+ENVIRONMENTS = Environments()
+
+
+class Mode(enum.Enum):
+    A = 1
+    B = 2
+
+
+class ModeNumber(enum.IntEnum):
+    A = 1
+
+
+@dataclasses.dataclass
+class Options:
+    quant: str = "fp8"
+    tp_rank: int = 0
+    kv_lora_rank: int = 512
+    inner: object = None
+
+
+class HoldingRunner(PlainRunner):
+    """Holds whatever it is given, under any name."""
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+
+def view(runner, inputs=None, tuning_config=None, contracts=None, **arguments):
+    tuning_config = config() if tuning_config is None else tuning_config
+    introspector = Introspector(contracts or {}, ENVIRONMENTS)
+    return RunnerView(Call(introspector, "op", tuning_config, inputs or [matrix(100)], arguments, resolved(tuning_config, None)), runner)
+
+
+def params(**attributes):
+    made = view(HoldingRunner(**attributes))
+    assert made.gaps == (), made.gaps
+    return made.params
+
+
+def key(runner=None, **given):
+    made = view(runner or PlainRunner(), **given)
+    (first, *_) = made.keys(made.call.bucket(), serving=True)
+    return first
+
+
+def gap_of(value):
+    made = view(HoldingRunner(field=value))
+    (gap,) = made.gaps
+    assert gap.subject == type_name(HoldingRunner)
+    return gap
+
+
+# -- plain data and objects -------------------------------------------------------------------------------------------------------
+
+DIFFERENT = [
+    None,
+    True,
+    1,
+    1.0,
+    "1",
+    b"1",
+    (1,),
+    [1],
+    {"a": 1},
+    {1: "a"},
+    {"a": 1.0},
+    {1, 2},
+    {1, 2, 3},
+    range(3),
+    range(4),
+    Mode.A,
+    Mode.B,
+    ModeNumber.A,
+    np.int32(1),
+    np.int64(1),
+    np.float32(1),
+    np.dtype("int32"),
+    torch.float16,
+    torch.bfloat16,
+    torch.device("cpu"),
+    torch.device("cuda", 0),
+    torch.Size([1]),
+    torch.contiguous_format,
+    torch.channels_last,
+    Options(),
+    Options(quant="nvfp4"),
+    Options(kv_lora_rank=256),
+    Options(inner=[Mode.A]),
+    types.SimpleNamespace(a=1),
+    types.SimpleNamespace(a=True),
+    OrderedDict(a=1),
+    torch.zeros(3, 4),
+    torch.zeros(4, 3).T,
+    torch.zeros(3, 4, dtype=torch.float16),
+    torch.zeros(3, 5),
+    torch.zeros(3, 8)[:, :4],
+    torch.zeros(4).expand(3, 4),
+    functools.partial(int, base=2),
+    functools.partial(int, base=8),
+    functools.partial(int),
+    int,
+    float,
+    len,
+    torch.nn.functional.relu,
+    twin_a.TwinRunner(),
+    PlainRunner(),
+    HoldingRunner(a=1),
+    HoldingRunner(a=2),
+]
+
+
+def test_different_values_are_told_apart():
+    digests = [key(HoldingRunner(field=value)).digest for value in DIFFERENT]
+    assert len(set(digests)) == len(digests)
+
+
+@pytest.mark.parametrize("value", DIFFERENT, ids=lambda value: type(value).__name__)
+def test_a_value_has_one_digest(value):
+    assert key(HoldingRunner(field=value)).digest == key(HoldingRunner(field=value)).digest
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        PlainRunner.forward,
+        iter([]),
+        (x for x in ()),
+        1j,
+        slice(1),
+        memoryview(b"a"),
+        bytearray(b"a"),
+        np.zeros(3),
+        torch.Generator(),
+        threading.Thread(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_anything_else_is_a_gap_that_names_runner_field_and_type(value):
+    made = view(HoldingRunner(deep={"x": [value]}))
+    if value is PlainRunner.forward:  # a function of unversioned code has its source
+        assert made.gaps == ()
+        return
+    (gap,) = made.gaps
+    assert (gap.subject, gap.field, gap.type_name) == (type_name(HoldingRunner), "deep['x'][0]", type_name(type(value)))
+
+
+def test_text_that_is_not_unicode_is_a_gap():
+    assert gap_of("\ud800").field == "field"
+
+
+def test_what_is_too_long_or_too_deep_is_a_gap():
+    assert "items" in gap_of(list(range(5000))).why
+    deep = []
+    for _ in range(200):
+        deep = [deep]
+    assert "deep" in gap_of(deep).why
+
+
+def test_a_key_that_cannot_be_made_names_what_is_missing():
+    with pytest.raises(IncompleteKeyError) as caught:
+        fi_cachestore.tune_key("op", HoldingRunner(field=object()), [matrix(100)], tuning_config=config())
+    assert [(gap.subject, gap.field) for gap in caught.value.gaps] == [(type_name(HoldingRunner), "field")]
+    assert "field" in str(caught.value)
+
+
+def test_resources_count_by_presence_alone():
+    import tvm_ffi
+
+    first, second = threading.Lock(), threading.Lock()
+    assert params(a=first) == params(a=second)
+    assert params(a=types.ModuleType("a")) == params(a=types.ModuleType("b"))
+    assert params(a=first) != params(a=None)
+    kinds = [
+        first,
+        threading.RLock(),
+        types,
+        weakref.ref(HoldingRunner),
+        weakref.WeakKeyDictionary(),
+        threading.Event(),
+        tvm_ffi.get_global_func("ffi.Array"),
+    ]
+    assert all(params(a=kind)["a"].kind == "resource" for kind in kinds)
+
+
+def test_enums_of_bound_libraries_count():
+    import cudnn
+
+    assert params(a=cudnn.data_type.HALF) != params(a=cudnn.data_type.FLOAT)
+
+
+def test_sequences_of_other_libraries_count():
+    import tvm_ffi
+
+    assert params(a=tvm_ffi.Array([1, 2])) != params(a=tvm_ffi.Array([1, 3]))
+    assert params(a=tvm_ffi.Array([1, 2])) != params(a=[1, 2])
+
+
+def test_a_tuning_config_is_never_a_parameter():
+    assert params(tuning_config=TuningConfig()) == {}
+    assert params(other=config()) == params(other=TuningConfig(use_cuda_graph=True)) == {}
+
+
+def test_cycles_are_written_as_references_back():
+    parent = HoldingRunner(size=1)
+    child = HoldingRunner(size=2, parent=parent)
+    parent.child = child
+    made = view(parent)
+    assert made.gaps == ()
+    assert made.params["child"].content["params"]["parent"] == Named("backref", "runner")
+    other = HoldingRunner(size=1)
+    other.child = HoldingRunner(size=3, parent=other)
+    assert view(other).params != made.params
+    loop = []
+    loop.append(loop)
+    assert params(field=loop) == params(field=loop)
+
+
+# -- names and places -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["tp_rank", "ep_rank", "cluster_rank", "cp_rank", "rank", "local_expert_offset", "device_index", "memo_cache", "_plan_cache"]
+)
+def test_places_and_memos_are_left_out_by_name(name):
+    assert params(**{name: 1}) == params(**{name: 2}) == {}
+    assert (name, role_by_name(name)) in view(HoldingRunner(**{name: 1})).left_out
+
+
+@pytest.mark.parametrize(
+    "name", ["kv_lora_rank", "q_lora_rank", "lora_rank", "svd_rank", "ranks", "rank_count", "cache", "cache_size", "local_expert_count"]
+)
+def test_sizes_that_are_called_ranks_count(name):
+    assert params(**{name: 1}) != params(**{name: 2})
+
+
+def test_names_count_inside_configuration_objects_and_not_inside_data():
+    assert params(field=Options(tp_rank=0)) == params(field=Options(tp_rank=1))
+    assert params(field=Options(inner=Options(tp_rank=0))) == params(field=Options(inner=Options(tp_rank=1)))
+    assert params(field=types.SimpleNamespace(ep_rank=0)) == params(field=types.SimpleNamespace(ep_rank=1))
+    assert params(field={"tp_rank": 0}) != params(field={"tp_rank": 1})
+
+
+def test_the_index_of_a_device_is_a_place():
+    assert params(field=torch.device("cuda", 0)) == params(field=torch.device("cuda", 1))
+
+
+class StatefulRunner(PlainRunner):
+    shared: ClassVar = {}
+    registry: ClassVar = {"a": 1}
+    limit = 4
+    table = ("a", "b")
+    _hidden = 3
+    memo_cache = 7
+
+    def __init__(self, size):
+        self.size = size
+        self.options = {"a": 1}
+        self._configure(size)
+        self.buffer = None
+        self.counts = {}
+        self.log = []
+        StatefulRunner.shared[size] = object()
+
+    def _configure(self, size):
+        self.configured = 2 * size
+        self._more(size)
+
+    def _more(self, size):
+        self.more = 3 * size
+
+    def _helper(self):
+        self.helped = True
+
+    @functools.cached_property
+    def derived(self):
+        return self.size + 1
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        self.buffer = torch.zeros(3)
+        self.counts[tactic] = self.counts.get(tactic, 0) + 1
+        self.log.append(tactic)
+        self._helper()
+        self.total: int = 3
+        self.late = self.derived
+        (self.first, self.second) = (1, 2)
+        type(self).registry.update(b=2)
+        return inputs[0]
+
+
+def test_what_methods_change_after_construction_is_state():
+    names = mutated_names(StatefulRunner, TunableRunner)
+    assert names >= {"shared", "buffer", "counts", "log", "helped", "total", "late", "first", "second", "derived"}
+    assert not names & {"size", "options", "configured", "more", "limit", "table"}
+
+
+def test_what_only_constructors_set_is_a_parameter():
+    plain = {"class.limit", "class.table", "class._hidden", "class.registry"}
+    assert set(view(StatefulRunner(1)).params) == {"size", "options", "configured", "more"} | plain
+    assert view(StatefulRunner(1)).params != view(StatefulRunner(2)).params
+
+
+def test_a_forward_call_changes_no_key():
+    runner = StatefulRunner(1)
+    before = {name: value for name, value in view(runner).params.items() if name != "class.registry"}
+    runner([matrix(3)])
+    assert {name: value for name, value in view(runner).params.items() if name != "class.registry"} == before
+
+
+class SlottedRunner(PlainRunner):
+    __slots__ = ("size", "unset")
+
+    def __init__(self, size):
+        self.size = size
+
+
+def test_slots_count():
+    assert view(SlottedRunner(1)).params == {"size": 1}
+    assert view(SlottedRunner(1)).params != view(SlottedRunner(2)).params
+
+
+class Base(PlainRunner):
+    block = 64
+
+
+class Derived(Base):
+    pass
+
+
+class Overriding(Base):
+    block = 128
+
+
+def test_class_attributes_count_with_those_of_bases():
+    assert view(Derived()).params == {"class.block": 64}
+    assert view(Overriding()).params == {"class.block": 128}
+
+
+# -- code -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_lambdas_of_one_line_are_told_apart():
+    first, second = lambda x: x + 1, lambda x: x + 2
+    nested = lambda x: lambda y: x + y
+    helpers = [first, second, nested, nested(1), nested(2), lambda: 0, lambda: 1]
+    assert len({key(make_closure_runner(0, helper)).digest for helper in helpers}) == len(helpers)
+
+
+def make_closure_runner(value, helper=None):
+    class ClosureRunner(PlainRunner):
+        def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+            return value, helper
+
+        @property
+        def a_property(self):
+            return value
+
+        @staticmethod
+        def a_static():
+            return value
+
+        @classmethod
+        def a_class_method(cls):
+            return value
+
+    return ClosureRunner()
+
+
+def test_closure_cells_of_all_methods_count():
+    assert view(make_closure_runner(1)).params == {"closure.value": 1, "closure.helper": None}
+    assert view(make_closure_runner(1)).params != view(make_closure_runner(2)).params
+    assert key(make_closure_runner(1)).digest == key(make_closure_runner(1)).digest
+
+
+def test_functions_count_by_source_defaults_and_closure():
+    def make(step, default):
+        def helper(x, y=default, *, z=step):
+            return x + y + step
+
+        return helper
+
+    digests = [key(make_closure_runner(0, make(*given))).digest for given in [(1, 1), (1, 2), (2, 1), (1, 1)]]
+    assert len(set(digests[:3])) == 3
+    assert digests[0] == digests[3]
+
+
+def test_functions_of_versioned_packages_count_by_name():
+    made = view(make_closure_runner(0, map_to_hybrid_bucket_uncapped)).params["closure.helper"]
+    assert "flashinfer.fused_moe.utils:map_to_hybrid_bucket_uncapped" in str(made)
+    named = view(make_closure_runner(0, torch.nn.functional.relu)).params["closure.helper"]
+    assert set(named.content) >= {"name"}
+    assert "source" not in named.content
+
+
+def test_code_without_source_is_a_gap():
+    namespace = {"PlainRunner": PlainRunner}  # without a module's name, so that what is made claims to be a builtin
+    exec("class MadeUp(PlainRunner):\n    def forward(self, inputs, **kwargs):\n        return 1\nhelper = lambda: 3", namespace)
+    assert any(gap.field == "type" for gap in view(namespace["MadeUp"]()).gaps)
+    assert view(HoldingRunner(field=namespace["helper"])).gaps
+
+
+def test_two_classes_with_one_name_and_other_methods_are_told_apart():
+    def make(flag):
+        if flag:
+
+            class Same(PlainRunner):
+                def time_ms(self, tactic):
+                    return 1.0
+
+        else:
+
+            class Same(PlainRunner):
+                def time_ms(self, tactic):
+                    return 2.0
+
+        return Same()
+
+    assert type_name(type(make(True))) == type_name(type(make(False)))
+    assert key(make(True)).digest != key(make(False)).digest
+
+
+def test_what_is_versioned_and_what_is_not():
+    assert is_versioned("flashinfer.gemm.gemm_base")
+    assert is_versioned("torch.nn")
+    assert is_versioned("json")
+    assert not is_versioned("__main__")
+    assert not is_versioned("fi_cachestore.testing.reference_gemm")  # an editable install
+    assert not is_versioned("tests.adapter.runners")
+    assert not is_versioned("no_such_module")
+    assert not is_versioned(None)
+
+
+def test_methods_count_with_the_object_they_belong_to():
+    assert params(a=HoldingRunner(size=1).forward) != params(a=HoldingRunner(size=2).forward)
+
+
+# -- inputs, arguments, profile ---------------------------------------------------------------------------------------------------
+
+
+def test_dynamic_and_derived_dims_are_symbols_and_static_ones_numbers():
+    tuning_config = config(constraint_specs=with_output(1))
+    made = key(inputs=[matrix(100, 32), matrix(100, 8)], tuning_config=tuning_config)
+    shapes = [item.content["shape"] for item in made.inputs]
+    assert shapes == [(dynamic_dim(0), 32), (DERIVED, 8)]
+    assert made.profile == ({"bucket": 64, "rounding": Named("rounding", "floor")},)
+
+
+def test_negative_dims_are_the_same_dims():
+    first = TuningConfig(dynamic_tensor_specs=(DynamicTensorSpec((0,), (-2,), BUCKETS, make_bucket_mapper(BUCKETS)),))
+    assert key(tuning_config=first).inputs == key(tuning_config=config()).inputs
+
+
+@pytest.mark.parametrize("rows", [16, 40, 63, 64, 100, 255])
+def test_sizes_of_one_bucket_have_one_key(rows):
+    same = [size for size in range(16, 256) if (size >= 64) == (rows >= 64)]
+    digests = {key(inputs=[matrix(size)]).digest for size in same[::17]}
+    assert digests == {key(inputs=[matrix(rows)]).digest}
+
+
+def test_dims_of_arguments_that_equal_the_dynamic_dim_are_that_dim():
+    digests = {key(inputs=[matrix(rows)], weights=matrix(rows, 8), scale=torch.zeros(3)).digest for rows in (70, 80, 90)}
+    assert len(digests) == 1
+    assert key(inputs=[matrix(70)], weights=matrix(71, 8)).digest != key(inputs=[matrix(80)], weights=matrix(81, 8)).digest
+
+
+def test_a_static_dim_that_happens_to_equal_the_dynamic_one_is_tried_as_a_number_too():
+    made = view(PlainRunner(), inputs=[matrix(80)], weights=matrix(80, 8))
+    elsewhere = key(inputs=[matrix(70)], weights=matrix(80, 8))
+    assert elsewhere in made.keys(made.call.bucket(), serving=True)
+
+
+def test_arguments_count_like_inputs():
+    arguments = [
+        {},
+        {"a": 1},
+        {"a": True},
+        {"a": None},
+        {"b": 1},
+        {"a": torch.float16},
+        {"a": matrix(3)},
+        {"a": [matrix(3)]},
+        {"a": Mode.A},
+    ]
+    assert len({key(**given).digest for given in arguments}) == len(arguments)
+
+
+def test_places_among_arguments_are_left_out():
+    assert key(local_expert_offset=0, ep_rank=1).digest == key(local_expert_offset=8, ep_rank=2).digest == key().digest
+
+
+def test_outputs_among_arguments_count_by_presence_and_dtype():
+    assert key(out=matrix(100, 8)).digest == key(out=matrix(100, 9)).digest
+    assert key(out=matrix(100, 8)).digest != key().digest
+    assert key(out=None).digest != key().digest
+    assert key(out=matrix(100, 8)).digest != key(out=matrix(100, 8, torch.float16)).digest
+
+
+def test_a_sparse_tensor_is_a_gap():
+    sparse = torch.zeros(3, 3).to_sparse()
+    assert [gap.field for gap in view(PlainRunner(), inputs=[matrix(100), sparse]).gaps] == ["inputs[1]"]
+    assert [gap.field for gap in view(PlainRunner(), a=sparse).gaps] == ["arguments.a"]
+
+
+def test_two_gpus_are_a_gap_and_the_device_of_the_tensors_counts():
+    from unittest import mock
+
+    def on(index):
+        tensor = mock.Mock(spec=torch.Tensor)
+        tensor.device = torch.device("cuda", index)
+        return tensor
+
+    from fi_cachestore.adapter.introspect import device_of
+    from fi_cachestore.environment.facets import Device
+
+    assert device_of([on(1), torch.zeros(1)]) == Device("cuda", 1)
+    assert device_of([on(0), on(1)]) is None
+
+
+# -- rounding ---------------------------------------------------------------------------------------------------------------------
+
+
+def roundings(mapper):
+    spec = DynamicTensorSpec((0,), (0,), BUCKETS, mapper)
+    made = key(tuning_config=TuningConfig(dynamic_tensor_specs=(spec,)))
+    return made.profile[0]["rounding"]
+
+
+def make_mapper(buckets, up):
+    def mapper(size):
+        return 64 if up else buckets[1]
+
+    return mapper
+
+
+def test_directions_differ_and_lists_do_not_count():
+    assert (
+        roundings(make_bucket_mapper((16, 64), round_map=False))
+        == roundings(make_bucket_mapper(BUCKETS, round_map=False))
+        == Named("rounding", "floor")
+    )
+    assert roundings(make_bucket_mapper(BUCKETS, round_map=True)) == Named("rounding", "ceil")
+    assert roundings(make_hybrid_bucket_mapper(8192)) == roundings(make_hybrid_bucket_mapper(16384))
+    assert roundings(make_hybrid_bucket_mapper(8192)) != roundings(map_to_hybrid_bucket_uncapped)
+    assert roundings(make_mapper((16, 64), True)) == roundings(make_mapper((16, 64, 256), True))
+    assert roundings(make_mapper((16, 64), True)) != roundings(make_mapper((16, 64), False))
+
+
+def test_a_mapper_that_a_runner_holds_counts_by_direction():
+    assert known_rounding(len) is None
+    floor, longer, ceil = make_bucket_mapper((16, 64)), make_bucket_mapper(BUCKETS), make_bucket_mapper(BUCKETS, round_map=True)
+    assert params(m=floor) == params(m=longer)
+    assert params(m=floor) != params(m=ceil)
+    made = view(HoldingRunner(m=ceil))
+    assert made.held_mappers == (ceil,)
+    (gap,) = made.keys(made.call.bucket(), serving=True)
+    assert gap.field == "rounding"
+
+
+# -- layout -----------------------------------------------------------------------------------------------------------------------
+
+
+def layout(tensor, bucketed=None, symbols=()):
+    raw = RawTensor("dtype", tuple(tensor.shape), tuple(tensor.stride()), "cpu")
+    return readings(raw, bucketed or raw.sizes, {dim: dynamic_dim(0) for dim in symbols})
+
+
+def test_row_and_column_major_differ_and_density_counts():
+    assert layout(torch.zeros(4, 8)) == [Named("layout", {"order": (0, 1), "strides": None})]
+    assert layout(torch.zeros(8, 4).T) == [Named("layout", {"order": (1, 0), "strides": None})]
+    assert layout(torch.zeros(4, 16)[:, :8]) == [Named("layout", {"order": (0, 1), "strides": (16, 1)})]
+    assert layout(torch.zeros(8).expand(4, 8)) == [Named("layout", {"order": (1, 0), "strides": (1, "broadcast")})]
+
+
+def test_a_stride_that_depends_on_a_dynamic_dim_is_not_a_number():
+    for rows in (3, 5):
+        padded = torch.zeros(8, rows + 13).T[:rows]
+        assert layout(padded, symbols=(0,)) == [Named("layout", {"order": (1, 0), "strides": ("padded", 1)})]
+        assert layout(torch.zeros(rows, 16)[:, :8], symbols=(0,)) == [Named("layout", {"order": (0, 1), "strides": (16, 1)})]
+
+
+def test_dims_whose_bucket_is_one_are_left_out():
+    for tensor in (torch.zeros(100, 8), torch.zeros(8, 100).T, torch.zeros(1, 8), torch.zeros(8, 1).T):
+        assert layout(tensor, (1, 8), symbols=(0,)) == [Named("layout", {"order": (1,), "strides": None})]
+
+
+def test_where_a_dim_is_one_now_and_not_in_its_bucket_row_major_comes_first():
+    row, column = Named("layout", {"order": (0, 1), "strides": None}), Named("layout", {"order": (1, 0), "strides": None})
+    for tensor in (torch.zeros(1, 8), torch.zeros(8, 1).T):
+        assert layout(tensor, (16, 8), symbols=(0,)) == [row, column]
+    assert layout(torch.zeros(2, 16)[:1, :8], (16, 8), symbols=(0,)) == [
+        row,
+        Named("layout", {"order": (0, 1), "strides": (16, 1)}),
+        column,
+    ]
+    assert len(layout(torch.zeros(1, 1, 1, 1), (2, 3, 4, 5), symbols=(0,))) == 8
+
+
+@given(st.permutations([0, 1, 2]), st.integers(2, 5), st.integers(2, 5), st.sampled_from([1, 2, 3, 7]))
+def test_every_size_has_the_reading_it_was_tuned_under(order, width, depth, rows):
+    """A tensor of any dim order, tuned with many rows, is found with few."""
+
+    def tensor(count):
+        sizes = [count, width, depth]
+        return torch.zeros([sizes[dim] for dim in order]).permute(*[order.index(dim) for dim in range(3)])
+
+    tuned = layout(tensor(50), (64, width, depth), symbols=(0,))
+    assert len(tuned) == 1
+    assert tuned[0] in layout(tensor(rows), (64, width, depth), symbols=(0,))
+
+
+# -- contracts --------------------------------------------------------------------------------------------------------------------
+
+
+class ContractedRunner(PlainRunner):
+    def __init__(self):
+        self.thing = object()
+        self.max_seq_len = 10
+        self.memo_cache = 1
+        self.options = Options()
+
+
+def contract(**terms):
+    fingerprint = implementation_digest(ContractedRunner, TunableRunner)[:16]
+    return {type_name(ContractedRunner): Contract(**{"type": type_name(ContractedRunner), "fingerprint": fingerprint, **terms})}
+
+
+def test_a_contract_gives_roles_where_the_rules_would_not():
+    runner = ContractedRunner()
+    assert [gap.field for gap in view(runner).gaps] == ["thing"]
+    roles = {"thing": Role.RESOURCE, "max_seq_len": Role.DYNAMIC, "memo_cache": Role.SEMANTIC, "options.quant": Role.RESOURCE}
+    made = view(runner, contracts=contract(roles=roles))
+    assert made.gaps == ()
+    assert set(made.params) == {"memo_cache", "options"}
+    assert "quant" not in str(made.params["options"])
+    assert ("thing", Role.RESOURCE) in made.left_out
+    assert ("options.quant", Role.RESOURCE) in made.left_out
+
+
+def test_a_contract_holds_for_one_state_of_a_class():
+    made = view(ContractedRunner(), contracts=contract(roles={"thing": Role.RESOURCE}, fingerprint="0" * 16))
+    assert [gap.field for gap in made.gaps] == ["thing"]
+
+
+def test_a_contract_for_a_runner_inside_holds_there_too():
+    made = view(HoldingRunner(inner=ContractedRunner()), contracts=contract(roles={"thing": Role.RESOURCE}))
+    assert made.gaps == ()
+    made = view(HoldingRunner(inner=ContractedRunner()), contracts=contract(roles={"thing": Role.RESOURCE}, fingerprint="0" * 16))
+    assert [gap.field for gap in made.gaps] == ["inner.thing"]
+
+
+def test_roles_of_arguments():
+    arguments = contract(roles={"thing": Role.RESOURCE}, arguments={"seq_len": Role.DYNAMIC})
+    first, second = (view(ContractedRunner(), contracts=arguments, seq_len=value).arguments for value in (1, 2))
+    assert first == second == {}

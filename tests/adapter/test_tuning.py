@@ -1,0 +1,481 @@
+"""Tuning through FlashInfer's own loop: who measures what, what is recorded, and what failing or dying in the middle costs."""
+
+import os
+import signal
+
+import flashinfer.autotuner
+import pytest
+import torch
+from flashinfer.autotuner import AutoTuner, TuningConfig
+
+import fi_cachestore
+from fi_cachestore.coordination.files import FileCoordinator
+from fi_cachestore.coordination.port import Busy
+from fi_cachestore.records.choosing import Candidate, preference
+from tests.adapter.processes import CONTEXT, Fresh, fresh
+from tests.adapter.runners import TACTICS, PlainRunner, TacticRunner, choose, config, matrix, timed
+
+has_ranking = pytest.mark.skipif(not hasattr(flashinfer.autotuner.AutoTuner, "rank_tactics"), reason="FlashInfer 0.6.14 and later")
+
+MANY = tuple(1 << power for power in range(12))
+
+
+def records(root):
+    store = fi_cachestore.open_store(root)
+    return [store.get(digest).entry for digest in store]
+
+
+# -- one measurement for all ------------------------------------------------------------------------------------------------------
+
+
+class SlowRunner(PlainRunner):
+    """Takes its time, so that processes really meet."""
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        total = 0
+        for number in range(30_000):
+            total += number
+        return inputs[0]
+
+
+def tune_many(root, ready=None, go=None):
+    if ready is not None:
+        ready.release()
+        go.wait(60)
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        chosen = [choose(op, [SlowRunner()], [matrix(3000)], config(MANY)) for op in ("first", "second")]
+    return len(measured), session.report().tuned_count, chosen
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_processes_on_one_empty_store_measure_every_profile_once_in_total(tmp_path, process_count):
+    ready, go = CONTEXT.Semaphore(0), CONTEXT.Event()
+    processes = [Fresh(tune_many, tmp_path, ready, go) for _ in range(process_count)]
+    for _ in processes:
+        assert ready.acquire(timeout=60)
+    go.set()
+    results = [process.result() for process in processes]
+    assert sum(tuned for _, tuned, _ in results) == 2 * len(MANY)
+    assert sum(measured for measured, _, _ in results) == 2 * len(MANY) * 4
+    assert {str(chosen) for _, _, chosen in results} == {"[(0, 2), (0, 2)]"}
+    assert len(records(tmp_path)) == 2 * len(MANY)
+
+
+def test_a_second_start_measures_nothing(tmp_path):
+    assert fresh(tune_many, tmp_path)[:2] == (2 * len(MANY) * 4, 2 * len(MANY))
+    assert fresh(tune_many, tmp_path)[:2] == (0, 0)
+
+
+class DyingRunner(PlainRunner):
+    """Dies when it is measured at one size."""
+
+    def __init__(self, size):
+        self.size_cache = size
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        if inputs[0].shape[0] == self.size_cache:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inputs[0]
+
+
+def tune_dying(root, size):
+    with timed() as measured, fi_cachestore.autotune(root=root):
+        choose("dying", [DyingRunner(size)], [matrix(3000)], config(MANY))
+    return len(measured)
+
+
+def test_a_kill_after_k_profiles_loses_nothing_of_those_k(tmp_path):
+    with pytest.raises(ChildProcessError, match="-9"):
+        fresh(tune_dying, tmp_path, 64)
+    assert len(records(tmp_path)) == MANY.index(64)
+    assert fresh(tune_dying, tmp_path, None) == 4 * (len(MANY) - MANY.index(64))
+    assert len(records(tmp_path)) == len(MANY)
+
+
+def hold_claim(root, digest, ready, go):
+    claim = FileCoordinator(root / "claims").claim(digest, "op")
+    ready.set()
+    go.wait(60)
+    claim.release()
+
+
+def tune_two(root, wait_s=None):
+    if wait_s is not None:
+        os.environ["FI_CACHESTORE_MAX_WAIT_S"] = wait_s
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        chosen = choose("two", [PlainRunner()], [matrix(3000)], config((64, 256)))
+    return [tactic for _, tactic in measured], session.report(), chosen
+
+
+def test_a_profile_claimed_elsewhere_is_left_for_last_and_measured_when_its_holder_is_gone(tmp_path):
+    ready, go = CONTEXT.Event(), CONTEXT.Event()
+    key = fi_cachestore.tune_key("two", PlainRunner(), [matrix(64)], tuning_config=config((64, 256)))
+    holder = Fresh(hold_claim, tmp_path, key.digest, ready, go)
+    assert ready.wait(60)
+    tuner = Fresh(tune_two, tmp_path)
+    while len(records(tmp_path)) < 1:  # the other profile is measured first
+        assert tuner.process.is_alive()
+    (done,) = records(tmp_path)
+    assert done.key.profile[0]["bucket"] == 256
+    holder.process.kill()
+    measured, report, chosen = tuner.result()
+    assert measured == [-1, 0, 1, 2] * 2
+    assert report.tuned_count == 2
+    assert chosen == (0, 2)
+
+
+def test_waiting_has_an_end_and_the_result_is_for_memory_only(tmp_path):
+    ready, go = CONTEXT.Event(), CONTEXT.Event()
+    key = fi_cachestore.tune_key("two", PlainRunner(), [matrix(64)], tuning_config=config((64, 256)))
+    holder = Fresh(hold_claim, tmp_path, key.digest, ready, go)
+    assert ready.wait(60)
+    measured, report, chosen = fresh(tune_two, tmp_path, "0.2")
+    assert measured == [-1, 0, 1, 2] * 2
+    assert (report.tuned_count, report.unshared_count) == (2, 1)
+    assert chosen == (0, 2)
+    assert len(records(tmp_path)) == 1
+    go.set()
+    holder.result()
+
+
+# -- what a record holds ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_holds_every_tactic_with_its_time_and_the_default(tmp_path):
+    fresh(tune_two, tmp_path)
+    for record in records(tmp_path):
+        times = {m.tactic: m.time_ns for m in record.measurements}
+        assert times == {-1: 10_000_000, 0: 5_000_000, 1: 4_000_000, 2: 3_000_000}
+        assert record.default_time_ns == 10_000_000
+        assert record.default_raced
+        assert record.space.count == 3
+        assert record.provenance.host
+        assert record.provenance.tuning_ns > 0
+
+
+class OwnDefaultRunner(PlainRunner):
+    def get_valid_tactics(self, inputs, profile):
+        return [-1, 0]
+
+
+def tune_own_default(root):
+    with timed() as measured, fi_cachestore.autotune(root=root):
+        choose("own default", [OwnDefaultRunner()], [matrix(20)], config((16,)))
+    return [tactic for _, tactic in measured]
+
+
+def test_a_default_in_the_runners_own_list_is_measured_once(tmp_path):
+    assert fresh(tune_own_default, tmp_path) == [-1, 0]
+    (record,) = records(tmp_path)
+    assert not record.default_raced
+    assert record.space.count == 2
+
+
+# -- tactics of every kind --------------------------------------------------------------------------------------------------------
+
+
+def tune_tactic(root, kind):
+    with timed() as measured, fi_cachestore.autotune(root=root):
+        choose("tactic", [TacticRunner(kind)], [matrix(100)], config((64,)))
+    return len(measured)
+
+
+def serve_tactic(root, kind):
+    fi_cachestore.attach(root=root)
+    runner = TacticRunner(kind)
+    wanted = runner.get_valid_tactics([], None)[1]
+    _, tactic = choose("tactic", [runner], [matrix(100)], config((64,)))
+    return type(tactic) is type(wanted) and (list(tactic) == list(wanted) if kind == "tvm array" else tactic == wanted), repr(tactic)
+
+
+@pytest.mark.parametrize("kind", TACTICS)
+def test_tactics_come_back_equal_and_of_the_runners_own_type(tmp_path, kind):
+    assert fresh(tune_tactic, tmp_path, kind) == 3
+    equal, text = fresh(serve_tactic, tmp_path, kind)
+    assert equal, text
+    assert fresh(tune_tactic, tmp_path, kind) == 0
+
+
+class ChangedTacticRunner(TacticRunner):
+    """The same class and parameters later offer another object."""
+
+    def __init__(self, kind):
+        super().__init__(kind)
+        self.offers_cache = True
+
+    def get_valid_tactics(self, inputs, profile):
+        return super().get_valid_tactics(inputs, profile) if self.offers_cache else [0]
+
+
+def tune_changed(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("changed", [ChangedTacticRunner("enum")], [matrix(100)], config((64,)))
+
+
+def serve_changed(root):
+    session = fi_cachestore.attach(root=root)
+    runner = ChangedTacticRunner("enum")
+    runner.offers_cache = False
+    return choose("changed", [runner], [matrix(100)], config((64,))), session.report().refused_count
+
+
+def test_an_object_that_the_runner_no_longer_lists_is_not_served(tmp_path):
+    fresh(tune_changed, tmp_path)
+    assert fresh(serve_changed, tmp_path) == ((0, 0), 1)  # the next best of the record, which is plain data
+
+
+class OpaqueTactic:
+    pass
+
+
+class OpaqueTacticRunner(PlainRunner):
+    """At one size it offers a tactic of a type that nobody can store."""
+
+    offered = OpaqueTactic()
+
+    def get_valid_tactics(self, inputs, profile):
+        return [0, self.offered] if inputs[0].shape[0] == 64 else [0, 1]
+
+    def time_ms(self, tactic):
+        return 1.0 if tactic is self.offered else 10.0 - (tactic if tactic != -1 else 0)
+
+
+def tune_opaque(root):
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        inside = choose("opaque", [OpaqueTacticRunner()], [matrix(64)])
+    after = choose("opaque", [OpaqueTacticRunner()], [matrix(64)])
+    return len(measured), inside[1] is OpaqueTacticRunner.offered, after[1] is OpaqueTacticRunner.offered, session.report().unshared_count
+
+
+def test_a_tactic_that_nobody_can_store_stays_in_memory_and_costs_no_other_record(tmp_path):
+    assert fresh(tune_opaque, tmp_path) == (9, True, True, 1)
+    assert sorted(record.key.profile[0]["bucket"] for record in records(tmp_path)) == [16, 256]
+    assert fresh(tune_opaque, tmp_path) == (3, True, True, 1)
+
+
+# -- tactics that fail ------------------------------------------------------------------------------------------------------------
+
+
+class FailingRunner(PlainRunner):
+    """Tactics that fail with the given errors; size 64 only, where ``sizes`` says so."""
+
+    def __init__(self, errors, sizes=None):
+        self.errors_cache, self.sizes_cache = errors, sizes
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        if not do_preparation and (self.sizes_cache is None or inputs[0].shape[0] in self.sizes_cache) and tactic in self.errors_cache:
+            raise self.errors_cache[tactic]
+        return inputs[0]
+
+
+def tune_failing(root, errors, sizes=None):
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        _, tactic = choose("failing", [FailingRunner(errors, sizes)], [matrix(70)])
+    claims = [FileCoordinator(root / "claims").claim(record.digest, "op") for record in records(root)]
+    assert not any(isinstance(claim, Busy) for claim in claims)
+    return [tried for _, tried in measured], tactic, session.report()
+
+
+def test_failing_tactics_are_recorded_with_what_they_raised(tmp_path):
+    measured, tactic, report = fresh(tune_failing, tmp_path, {2: ValueError("no"), -1: RuntimeError("no")})
+    assert measured == [-1, 0, 1, 2] * 3
+    assert tactic == 1
+    assert report.tuned_count == 3
+    failures = [{m.tactic: m.failure for m in record.measurements if m.failure} for record in records(tmp_path)]
+    assert failures == [{2: "ValueError", -1: "RuntimeError"}] * 3
+
+
+def test_a_profile_whose_tactics_all_fail_is_recorded_and_not_tried_again(tmp_path):
+    errors = {tactic: RuntimeError("no") for tactic in (-1, 0, 1, 2)}
+    measured, tactic, report = fresh(tune_failing, tmp_path, errors, (64,))
+    assert measured == [-1, 0, 1, 2] * 3
+    assert tactic == -1
+    assert (report.tuned_count, report.failed_count) == (2, 1)
+    assert [record.usable for record in records(tmp_path) if record.key.profile[0]["bucket"] == 64] == [()]
+    measured, tactic, _ = fresh(tune_failing, tmp_path, errors, (64,))
+    assert (measured, tactic) == ([], -1)
+
+
+OUT_OF_MEMORY = [MemoryError("full"), torch.cuda.OutOfMemoryError("full")]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["host", "device"])
+@pytest.mark.parametrize("failing", [-1, 0, 2])
+def test_after_out_of_memory_the_other_profiles_are_measured_and_that_one_is_not_published(tmp_path, error, failing):
+    measured, tactic, report = fresh(tune_failing, tmp_path, {failing: error}, (64,))
+    assert tactic == -1
+    assert (report.tuned_count, report.out_of_memory_count) == (2, 1)
+    assert sorted(record.key.profile[0]["bucket"] for record in records(tmp_path)) == [16, 256]
+    assert measured.count(1) >= 2
+    _, tactic, report = fresh(tune_failing, tmp_path, {})
+    assert (report.hit_count, report.tuned_count, tactic) == (2, 1, 2)
+
+
+class PreparationRunner(PlainRunner):
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        if do_preparation and inputs[0].shape[0] == 64:
+            raise torch.cuda.OutOfMemoryError  # a host's MemoryError here gets out of FlashInfer before 0.7.1
+        return inputs[0]
+
+
+def tune_preparation(root):
+    with timed(), fi_cachestore.autotune(root=root) as session:
+        choose("preparation", [PreparationRunner()], [matrix(70)])
+    return session.report()
+
+
+def test_out_of_memory_in_preparation_is_no_different(tmp_path):
+    report = fresh(tune_preparation, tmp_path)
+    assert (report.tuned_count, report.out_of_memory_count) == (2, 1)
+    assert len(records(tmp_path)) == 2
+
+
+class RaisingRunner(PlainRunner):
+    def get_valid_tactics(self, inputs, profile):
+        if inputs[0].shape[0] == 64:
+            message = "this runner is broken"
+            raise ZeroDivisionError(message)
+        return [0]
+
+
+def tune_raising(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        with pytest.raises(ZeroDivisionError):
+            choose("raising", [RaisingRunner()], [matrix(70)])
+        key = fi_cachestore.tune_key("raising", RaisingRunner(), [matrix(64)], tuning_config=config())
+        claim = FileCoordinator(root / "claims").claim(key.digest, "op")
+        assert not isinstance(claim, Busy)
+        claim.release()
+        return choose("after", [PlainRunner()], [matrix(70)])
+
+
+def test_an_error_that_flashinfer_lets_through_frees_the_claim_and_nothing_is_stuck(tmp_path):
+    assert fresh(tune_raising, tmp_path) == (0, 2)
+    assert sorted((record.key.op, record.key.profile[0]["bucket"]) for record in records(tmp_path) if record.key.op == "raising") == [
+        ("raising", 16)
+    ]
+
+
+class EmptyRunner(PlainRunner):
+    """Serves no size: running its default there would be an error."""
+
+    def get_valid_tactics(self, inputs, profile):
+        return []
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        message = "never run where nothing is listed"
+        raise AssertionError(message)
+
+
+def tune_empty(root):
+    with timed() as measured, fi_cachestore.autotune(root=root):
+        chosen = choose("empty", [PlainRunner(), EmptyRunner()], [matrix(70)])
+    return chosen, {name for name, _ in measured}
+
+
+def test_a_runner_that_lists_nothing_is_not_run_at_all(tmp_path):
+    assert fresh(tune_empty, tmp_path) == ((0, 2), {"PlainRunner"})
+    assert len(records(tmp_path)) == 6
+
+
+# -- several runners --------------------------------------------------------------------------------------------------------------
+
+
+class FastRunner(PlainRunner):
+    def time_ms(self, tactic):
+        return 0.5 * super().time_ms(tactic)
+
+
+def tune_backends(root, names):
+    made = {"A": FastRunner, "B": PlainRunner}
+    with timed() as measured, fi_cachestore.autotune(root=root):
+        index, tactic = choose("backends", [made[name]() for name in names], [matrix(70)])
+    return names[index], tactic, sorted({name for name, _ in measured})
+
+
+@pytest.mark.parametrize("together", ["AB", "BA"])
+def test_tuning_one_backend_first_never_hides_a_faster_one(tmp_path, together):
+    assert fresh(tune_backends, tmp_path, "B") == ("B", 2, ["PlainRunner"])
+    assert fresh(tune_backends, tmp_path, together) == ("A", 2, ["FastRunner"])
+    assert fresh(tune_backends, tmp_path, together) == ("A", 2, [])
+
+
+# -- FlashInfer inside FlashInfer -------------------------------------------------------------------------------------------------
+
+
+class StageRunner(PlainRunner):
+    def __init__(self, stage):
+        self.stage = stage
+
+    def get_valid_tactics(self, inputs, profile):
+        return [100 * self.stage + tactic for tactic in range(3)]
+
+    def time_ms(self, tactic):
+        return 10.0 if tactic == -1 else 5.0 - tactic % 100
+
+
+class TwoStageRunner(PlainRunner):
+    """Ranks the tactics of its stages while it lists its own, as FlashInfer's CUTLASS MoE runner does."""
+
+    def __init__(self):
+        self.claims_cache = []
+
+    def get_valid_tactics(self, inputs, profile):
+        tuner = AutoTuner.get()
+        ranked = [tuner.rank_tactics(f"stage{n}", [StageRunner(n)], TuningConfig(), [inputs[0]], k=2) for n in (1, 2)]
+        one = tuner.choose_one("chosen inside", [StageRunner(3)], TuningConfig(), [inputs[0]])[1]
+        return [(first, second, one) for first in ranked[0] for second in ranked[1]]
+
+    def time_ms(self, tactic):
+        return 10.0 if tactic == -1 else 5.0 - sum(part % 100 for part in tactic) / 2
+
+
+def tune_nested(root):
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        chosen = choose("outer", [TwoStageRunner()], [matrix(70)], config((16, 64)))
+    return chosen, [name for name, _ in measured], session.report()
+
+
+@has_ranking
+def test_a_ranking_inside_neither_releases_nor_steals_the_outer_claim(tmp_path):
+    chosen, measured, report = fresh(tune_nested, tmp_path)
+    assert chosen == (0, (102, 202, 302))
+    outer, stages = measured.count("TwoStageRunner"), measured.count("StageRunner")
+    assert (outer, stages) == (2 * 5, 2 * (3 + 3 + 4))  # the ranked stages without a raced default
+    assert report.tuned_count == 2 + 2 * 3
+    assert report.gaps == ()
+    found = {(record.key.op, len(record.measurements), record.default_raced) for record in records(tmp_path)}
+    assert found == {("outer", 5, True), ("stage1", 3, False), ("stage2", 3, False), ("chosen inside", 4, True)}
+    assert all(choice.tactic != -1 for record in records(tmp_path) for choice in [next(preference([Candidate(0, record)]))])
+    chosen, measured, _ = fresh(tune_nested, tmp_path)
+    assert (chosen, measured) == ((0, (102, 202, 302)), [])
+
+
+def rank(root, k, errors=None):
+    runner = FailingRunner(errors or {})
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        ranked = AutoTuner.get().rank_tactics("ranked", [runner], config(), [matrix(70)], k=k)
+    return ranked, [tactic for _, tactic in measured], session.report()
+
+
+@has_ranking
+def test_a_ranking_is_answered_from_its_record(tmp_path):
+    assert fresh(rank, tmp_path, 2)[:2] == ([2, 1], [0, 1, 2])
+    assert fresh(rank, tmp_path, 3)[:2] == ([2, 1, 0], [])
+    assert fresh(rank, tmp_path, 1)[:2] == ([2], [-1, 0, 1, 2] * 2)  # a choice, which tunes every bucket; 64 is there
+
+
+@has_ranking
+def test_a_ranking_where_everything_fails_is_the_default_and_not_tried_again(tmp_path):
+    errors = {tactic: RuntimeError("no") for tactic in (0, 1, 2)}
+    assert fresh(rank, tmp_path, 2, errors)[:2] == ([-1], [0, 1, 2])
+    assert fresh(rank, tmp_path, 2, errors)[:2] == ([-1], [])
+
+
+@has_ranking
+def test_a_ranking_that_runs_out_of_memory_publishes_nothing(tmp_path):
+    ranked, measured, report = fresh(rank, tmp_path, 2, {1: MemoryError("full")})
+    assert (ranked, measured) == ([2, 0], [0, 1, 2])
+    assert report.out_of_memory_count == 1
+    assert records(tmp_path) == []
+    assert fresh(rank, tmp_path, 2)[:2] == ([2, 1], [0, 1, 2])

@@ -1,0 +1,20 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.timeout(280)
+def test_the_demo_shows_what_it_says(tmp_path):
+    command = [sys.executable, "-m", "fi_cachestore.cli.main", "demo", "--root", str(tmp_path), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=270)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["cold"]["profile_count"] == 12
+    assert document["warm"]["measurement_count"] == 0
+    assert document["warm"]["hit_count"] == 12
+    assert sum(one["profile_count"] for one in document["four"]) == 12
+    assert "Invalid sf layout in run" in document["collision"]["old_key_error"]
+    assert document["collision"]["differences"] == [["params._use_8x4_sf_layout", "True", "False"]]
+    assert -1 not in document["served"].values()
