@@ -44,10 +44,17 @@ def is_versioned(module: str | None, file: str | None = None) -> bool:
     elif top in sys.stdlib_module_names:
         places = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("platstdlib"))]
     else:
-        names = [top] if _distribution(top) else metadata.packages_distributions().get(top, [])
+        names = [top] if _distribution(top) else _distributions(module, top)
         found = [dist for name in names if (dist := _distribution(name)) is not None and _is_release(dist)]
         places = [Path(str(dist.locate_file(""))) for dist in found]
     return _lies_in(module, places) and (file is None or any(Path(file).is_relative_to(place) for place in places))
+
+
+def _distributions(module: str | None, top: str) -> Sequence[str]:
+    """Return the names of the distributions that install ``top``. Reading them all takes long, so only for what lies beside some."""
+    file = getattr(sys.modules.get(module or ""), "__file__", None)
+    roots = [Path(entry) for entry in sys.path if file is not None and Path(file).is_relative_to(entry)]
+    return metadata.packages_distributions().get(top, ()) if any(any(root.glob("*.dist-info")) for root in roots) else ()
 
 
 def _distribution(name: str) -> metadata.Distribution | None:
