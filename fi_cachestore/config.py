@@ -20,6 +20,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -94,9 +95,9 @@ def load(
     )
 
 
-def declared(names: tuple[str, ...]) -> dict[str, str]:
-    """Return those of the named environment variables that are set to something; the rest count as unset."""
-    return {name: os.environ[name] for name in names if os.environ.get(name)}
+def declared(patterns: tuple[str, ...]) -> dict[str, str]:
+    """Return the environment variables that match and are set to something; the rest count as unset."""
+    return {name: text for name, text in os.environ.items() if text and any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
 def _root(argument: str | os.PathLike[str] | None, env: Mapping[str, str]) -> Setting[Path | None]:

@@ -28,7 +28,7 @@ from fi_cachestore.keys.model import RunnerIdentity, TuneKey
 
 Shapes = tuple[tuple[int, ...], ...]
 
-_OUTPUT_NAMES: Final = frozenset({"out", "output", "outputs", "lse", "out_lse"})
+_OUTPUT_NAMES: Final = frozenset({"out", "output", "outputs", "lse", "out_lse", "routing_replay_out"})
 _NO_CONTRACT: Final = Contract(type="", fingerprint="")
 
 

@@ -6,9 +6,11 @@ import ast
 import functools
 import re
 from collections.abc import Iterator
-from enum import StrEnum
+from enum import Enum, StrEnum
 from types import CodeType, FunctionType
 from typing import Final
+
+import torch
 
 from fi_cachestore.adapter.sources import class_functions, source_text
 
@@ -24,8 +26,8 @@ class Role(StrEnum):
 
 
 _PLACEMENT_NAME: Final = re.compile(r"(.*_)?rank|local_expert_offset|device_index|device_id")
-# The rank of a decomposition is a size, not a place: kv_lora_rank, q_lora_rank, svd_rank, low_rank.
-_SIZE_NAME: Final = re.compile(r".*(lora|svd|low|decomposition|factor)_rank")
+# The rank of a decomposition or of a tensor is a size, not a place: kv_lora_rank, svdquant_rank, low_rank. So may be a bare "rank".
+_SIZE_NAME: Final = re.compile(r"rank|(.*_)?(.*lora|svd.*|.*quant|low|adapter|decomposition|factor|matrix|tensor|latent)_rank")
 _MUTATORS: Final = frozenset(
     "add append appendleft clear discard extend insert pop popitem remove setdefault sort update".split()  # noqa: SIM905
 )
@@ -35,13 +37,20 @@ _mutated: dict[tuple[tuple[str, CodeType], ...], frozenset[str]] = {}
 _MAX_CACHED = 4096
 
 
-def role_by_name(name: str) -> Role | None:
-    """Return the role that a parameter's name alone gives it."""
-    if name.endswith("_cache"):  # FlashInfer's own convention: left out of TunableRunner.__hash__
+def role_by_name(name: str, item: object) -> Role | None:
+    """Return the role that a parameter's name gives it."""
+    if name.endswith("_cache") and not _is_data(item):  # FlashInfer's own convention: left out of TunableRunner.__hash__
         return Role.RESOURCE
     if _PLACEMENT_NAME.fullmatch(name) and not _SIZE_NAME.fullmatch(name):
         return Role.PLACEMENT
     return None
+
+
+def _is_data(item: object) -> bool:
+    """Whether something called a cache is no memo: a switch (``use_l2_cache``), or tensors (``kv_cache``)."""
+    if isinstance(item, list | tuple):
+        return any(isinstance(part, torch.Tensor) for part in item)
+    return isinstance(item, bool | int | float | str | bytes | Enum | torch.dtype | torch.Tensor)
 
 
 def mutated_names(cls: type, base: type) -> frozenset[str]:

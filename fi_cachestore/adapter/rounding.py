@@ -10,7 +10,7 @@ from functools import partial
 from types import FunctionType
 from typing import Any, Final
 
-from fi_cachestore.adapter.sources import is_versioned
+from fi_cachestore.adapter.sources import release_of
 from fi_cachestore.keys.canonical import Named
 
 _TUNER_MODULES: Final = frozenset({"flashinfer.autotuner.autotuner", "flashinfer.autotuner", "flashinfer.fused_moe.utils"})
@@ -37,7 +37,7 @@ def is_mapper(value: object, config_mappers: tuple[Callable[[int], int], ...]) -
     if any(value is mapper for mapper in config_mappers) or known_rounding(value) is not None:
         return True
     function = value.func if isinstance(value, partial) else value
-    return isinstance(function, FunctionType) and is_versioned(function.__module__) and function.__name__ in _HELD_NAMES
+    return isinstance(function, FunctionType) and release_of(function.__module__) is not None and function.__name__ in _HELD_NAMES
 
 
 def without_bucket_lists(cells: dict[str, Any]) -> dict[str, Any]:

@@ -160,10 +160,10 @@ def resolve(tuner: CacheStoreTuner, view: RunnerView, choice: Choice) -> tuple[b
     blocklist = vars(tuner).get("_blocklist")
     if blocklist is not None and not blocklist.filter(view.call.op, view.runner, [tactic]):
         return False, None
+    if view.contract.checks_size and not _lists_the_same(view, choice.record):
+        return False, None  # the default too: a runner that lists nothing cannot run this size
     if is_default(tactic):
         return True, tactic
-    if view.contract.checks_size and not _lists_the_same(view, choice.record):
-        return False, None
     return _validates(view, tactic), tactic
 
 

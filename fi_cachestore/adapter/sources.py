@@ -7,13 +7,14 @@ Everything is cached by code object: FlashInfer builds many runner classes insid
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import importlib
 import inspect
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -24,6 +25,9 @@ from fi_cachestore.keys.digest import Digest, source_digest
 _sources: dict[CodeType, str | None] = {}
 _implementations: dict[tuple[tuple[str, str, CodeType], ...], Digest | None] = {}
 _MAX_CACHED = 16384
+_OF_DATACLASSES = frozenset(
+    ["__init__", "__repr__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__setattr__", "__delattr__", "__replace__"]
+)
 
 
 def type_name(cls: type) -> str:
@@ -32,29 +36,58 @@ def type_name(cls: type) -> str:
 
 
 @functools.cache
-def is_versioned(module: str | None, file: str | None = None) -> bool:
-    """Whether code of ``module`` is identified by its name and its package's version (an editable install is not).
+def release_of(module: str | None, file: str | None = None) -> str | None:
+    """Return the release whose code ``module`` is, so that a name identifies it; ``None`` for code that only its source text does.
 
+    ``"vllm 0.33.0"`` for an installed package (an editable install is none), ``""`` where the environment or Python itself says which.
     The module's file, and the ``file`` that the code itself came from where that is known, must lie where the package was installed: a
     script of one's own may have any name, and code that was made at run time may claim any module.
     """
     top = (module or "").partition(".")[0]
+    loaded = sys.modules.get(module or "")
+    if loaded is None or module == "__main__":
+        return None
+    own = getattr(loaded, "__file__", None)
+    if top in sys.stdlib_module_names:
+        return "" if all(path is None or _is_standard(path) for path in (own, file)) else None
+    if own is None:
+        return None
+    for release, place in _installed(own, top):
+        if Path(own).is_relative_to(place):
+            return release if file is None or Path(file).is_relative_to(place) or _is_standard(file) else None
+    return None
+
+
+def _is_standard(file: str) -> bool:
+    places = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
+    is_installed = {"site-packages", "dist-packages"} & set(Path(file).parts)  # these lie inside, but for a virtual environment
+    return not is_installed and any(Path(file).is_relative_to(place) for place in places)
+
+
+def _installed(file: str, top: str) -> Iterator[tuple[str, Path]]:
+    """Yield the releases that may have installed a module, with the places where they did."""
     if top == "flashinfer":  # its version and commit are facets of every key
-        places = [Path(str(importlib.import_module("flashinfer").__file__)).parent]
-    elif top in sys.stdlib_module_names:
-        places = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("platstdlib"))]
-    else:
-        names = [top] if _distribution(top) else _distributions(module, top)
-        found = [dist for name in names if (dist := _distribution(name)) is not None and _is_release(dist)]
-        places = [Path(str(dist.locate_file(""))) for dist in found]
-    return _lies_in(module, places) and (file is None or any(Path(file).is_relative_to(place) for place in places))
+        yield "", Path(str(importlib.import_module(top).__file__)).parent
+        return
+    for name in _distributions(file, top):
+        dist = _distribution(name)
+        if dist is not None and _is_release(dist):
+            yield f"{dist.name} {dist.version}", Path(str(dist.locate_file("")))
 
 
-def _distributions(module: str | None, top: str) -> Sequence[str]:
-    """Return the names of the distributions that install ``top``. Reading them all takes long, so only for what lies beside some."""
-    file = getattr(sys.modules.get(module or ""), "__file__", None)
-    roots = [Path(entry) for entry in sys.path if file is not None and Path(file).is_relative_to(entry)]
-    return metadata.packages_distributions().get(top, ()) if any(any(root.glob("*.dist-info")) for root in roots) else ()
+def _distributions(file: str, top: str) -> Sequence[str]:
+    """Return the names of the distributions that may have installed a module: by its name, else by where its file lies."""
+    if _distribution(top) is not None:
+        return [top]
+    for root in map(Path, sys.path):
+        if Path(file).is_relative_to(root) and any(root.glob("*.dist-info")):  # reading all packages takes long
+            return _names_by_folder().get(Path(file).relative_to(root).parts[0].partition(".")[0], [])
+    return []
+
+
+@functools.cache
+def _names_by_folder() -> Mapping[str, Sequence[str]]:
+    return metadata.packages_distributions()
 
 
 def _distribution(name: str) -> metadata.Distribution | None:
@@ -66,14 +99,6 @@ def _distribution(name: str) -> metadata.Distribution | None:
 
 def _is_release(dist: metadata.Distribution) -> bool:
     return '"editable": true' not in (dist.read_text("direct_url.json") or "")
-
-
-def _lies_in(module: str | None, places: Sequence[Path]) -> bool:
-    loaded = sys.modules.get(module or "")
-    if loaded is None or not places:
-        return False
-    file = getattr(loaded, "__file__", None)
-    return module != "__main__" if file is None else any(Path(file).is_relative_to(place) for place in places)
 
 
 def source_text(function: FunctionType) -> str | None:
@@ -132,10 +157,11 @@ def owners(cls: type, base: type) -> Iterator[type]:
     yield from (owner for owner in cls.__mro__ if owner not in known)
 
 
-def is_versioned_class(cls: type, base: type) -> bool:
-    """Whether a class, with all functions that it and its bases below ``base`` define, is identified by name and version."""
-    files = {function.__code__.co_filename for _, _, function in class_functions(cls, base)}
-    return is_versioned(cls.__module__) and all(any(is_versioned(owner.__module__, file) for owner in owners(cls, base)) for file in files)
+def release_of_class(cls: type, base: type) -> str | None:
+    """Return the releases that identify a class by its name, with all functions that it and its bases below ``base`` define."""
+    found = {release_of(cls.__module__)}
+    found.update(release_of(function.__module__, function.__code__.co_filename) for _, _, function in class_functions(cls, base))
+    return None if None in found else ", ".join(sorted(filter(None, found)))
 
 
 def class_functions(cls: type, base: type) -> Iterator[tuple[type, str, FunctionType]]:
@@ -143,7 +169,15 @@ def class_functions(cls: type, base: type) -> Iterator[tuple[type, str, Function
     for owner in owners(cls, base):
         for name, member in vars(owner).items():
             for function in _functions_in(member):
-                yield owner, name, function
+                if not _is_generated(owner, name, function):
+                    yield owner, name, function
+
+
+def _is_generated(owner: type, name: str, function: FunctionType) -> bool:
+    """Whether the standard library wrote the function from the class's fields, which count by themselves."""
+    if function.__code__.co_filename not in ("<string>", dataclasses.__file__):
+        return False
+    return (dataclasses.is_dataclass(owner) and name in _OF_DATACLASSES) or (hasattr(owner, "_fields") and name == "__new__")
 
 
 def _functions_in(member: Any) -> Iterator[FunctionType]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import types
 import weakref
@@ -14,6 +15,7 @@ from typing import Any, Final
 import torch
 
 from fi_cachestore.adapter.layout import RawTensor
+from fi_cachestore.adapter.sources import release_of
 from fi_cachestore.keys.canonical import Named, Value
 
 MAX_READINGS: Final = 32
@@ -109,6 +111,16 @@ def attributes(obj: Any) -> dict[str, Any]:
 def _slots(owner: type) -> tuple[str, ...]:
     slots = vars(owner).get("__slots__", ())
     return tuple(name for name in ([slots] if isinstance(slots, str) else slots) if name not in ("__dict__", "__weakref__"))
+
+
+def constant_name(obj: object) -> str | None:
+    """Return ``"module:name release"`` of a sentinel: an object with nothing in it that is a constant of a released module."""
+    cls = type(obj)
+    if cls is object or any(owner.__module__ == "builtins" and owner is not object for owner in cls.__mro__) or attributes(obj):
+        return None
+    release = release_of(cls.__module__)
+    constants = {} if release is None else vars(sys.modules[cls.__module__])
+    return next((f"{cls.__module__}:{name} {release}".rstrip() for name, item in constants.items() if item is obj), None)
 
 
 def foreign_enum(obj: Any) -> str | None:

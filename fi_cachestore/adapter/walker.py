@@ -30,15 +30,16 @@ from fi_cachestore.adapter.rounding import (
 from fi_cachestore.adapter.sources import (
     class_functions,
     implementation_digest,
-    is_versioned,
-    is_versioned_class,
     owners,
+    release_of,
+    release_of_class,
     source_text,
     type_name,
 )
 from fi_cachestore.adapter.values import (
     attributes,
     closure_cells,
+    constant_name,
     foreign_enum,
     is_plain,
     one_of,
@@ -202,9 +203,12 @@ class Walker:
         return Named("wrapped", self.value(wrapped, path)) if isinstance(wrapped, types.FunctionType) else NotImplemented
 
     def function(self, function: types.FunctionType, path: str, *, is_mapper: bool = False) -> Value:
-        """Return a function: its name, its source unless a versioned package has it, defaults and closure."""
+        """Return a function: its name with its package's release or a digest of its source, defaults and closure."""
         parts: dict[str, Value] = {"name": f"{function.__module__}:{function.__qualname__}"}
-        if not is_versioned(function.__module__, function.__code__.co_filename):
+        release = release_of(function.__module__, function.__code__.co_filename)
+        if release:
+            parts["release"] = release
+        elif release is None:
             text = source_text(function)
             if text is None:
                 self.gap(path, function, "its source is not to be had")
@@ -225,9 +229,10 @@ class Walker:
         return Named("class", {"type": self.type_identity(cls, path, object), "data": self.class_data(cls, path, object)})
 
     def type_identity(self, cls: type, path: str, base: type) -> Value:
-        """Return a class's name, with a digest of its methods' source unless a versioned package has it."""
-        if is_versioned_class(cls, base):
-            return type_name(cls)
+        """Return a class's name with its package's release, or with a digest of its methods' source where no release has it."""
+        release = release_of_class(cls, base)
+        if release is not None:
+            return f"{type_name(cls)} {release}".rstrip()
         digest = implementation_digest(cls, base)
         if digest is None:
             self.gap(path, cls, "the source of its methods is not to be had")
@@ -239,7 +244,7 @@ class Walker:
         found: dict[str, Value] = {}
         for owner in reversed(list(owners(cls, base))):
             for name, item in vars(owner).items():
-                if name.startswith("__") or name in changed or role_by_name(name) is not None or not is_plain(item):
+                if name.startswith("__") or name in changed or role_by_name(name, item) is not None or not is_plain(item):
                     continue
                 found[name] = self.value(item, f"{path}.{name}")
         return found
@@ -254,7 +259,8 @@ class Walker:
             return Named("dataclass", (type_name(type(obj)), self._fields(obj, names, path)))
         if isinstance(obj, types.SimpleNamespace):
             return Named("namespace", self._fields(obj, list(vars(obj)), path))
-        return NotImplemented
+        constant = constant_name(obj)
+        return NotImplemented if constant is None else Named("constant", constant)
 
     def _fields(self, obj: Any, names: list[str], path: str) -> dict[str, Value]:
         return self.parameters({name: getattr(obj, name) for name in names}, path)
@@ -304,7 +310,7 @@ class Walker:
         for prefix, roles in self._scopes[-1:]:
             if where.startswith(prefix) and (role := roles.get(where.removeprefix(prefix))) is not None:
                 return role
-        return role_by_name(name.rpartition(".")[2]) or (Role.ROUNDING if is_mapper(item, self._mappers) else None)
+        return role_by_name(name.rpartition(".")[2], item) or (Role.ROUNDING if is_mapper(item, self._mappers) else None)
 
     def rounding(self, mapper: Callable[[int], int], path: str) -> Value:
         """Return how a bucket mapper rounds."""

@@ -14,6 +14,7 @@ from fi_cachestore.config import declared
 from fi_cachestore.environment.facets import ABSENT, Device, Role
 
 KERNEL_VARIABLES: Final = (
+    "B12X_*",
     "CUBLAS_WORKSPACE_CONFIG",
     "CUTE_DSL_ARCH",
     "FLASHINFER_AUTOTUNE_TIMER",
@@ -30,13 +31,19 @@ KERNEL_VARIABLES: Final = (
     "FLASHINFER_EXTRA_CUDAFLAGS",
     "FLASHINFER_JIT_DEBUG",
     "FLASHINFER_NVCC",
+    "FLASHINFER_NVFP4_*",
     "FLASHINFER_PRIMS_TS_COMPILE_OPTIONS",
     "FLASHINFER_PRIMS_TS_DEBUG_CHECKS",
     "FLASHINFER_SPECIALIZED_KERNEL_DISABLE",
     "NVIDIA_TF32_OVERRIDE",
     "TRTLLM_ENABLE_PDL",
 )
-"""Environment variables that change kernels or candidates of tunable ops, found by reading FlashInfer 0.7.2.post1."""
+"""Environment variables that change kernels or candidates of tunable ops, found by reading FlashInfer 0.7.2.post1.
+
+``*`` stands for a library with switches of its own: one that changes nothing costs a new tuning, one that is overlooked a wrong tactic.
+"""
+
+_DIRECTORIES: Final = "_DIR"
 
 _CUTLASS_DSL_PACKAGES: Final = tuple(f"nvidia-cutlass-dsl{part}" for part in ("", "-libs-base", "-libs-core", "-libs-cu12", "-libs-cu13"))
 _KERNEL_PACKAGES: Final = ("flashinfer-cubin", "flashinfer-jit-cache")
@@ -78,7 +85,8 @@ def _kernel_artifacts(_: Device) -> str | None:
 
 
 def _variables(_: Device) -> str:
-    return ";".join(f"{name}={value}" for name, value in sorted(declared(KERNEL_VARIABLES).items()))
+    found = sorted(declared(KERNEL_VARIABLES).items())
+    return ";".join(f"{name}={value}" for name, value in found if not name.endswith(_DIRECTORIES))
 
 
 def _cuda_runtime(_: Device) -> str | None:

@@ -1,14 +1,18 @@
 """What counts in a key, what is left out, and what cannot be described: the rules for runners without a contract."""
 
+import contextlib
 import dataclasses
 import enum
 import functools
+import sys
 import threading
 import types
 import weakref
 from collections import OrderedDict
-from typing import ClassVar
+from importlib import metadata
+from typing import ClassVar, NamedTuple
 
+import flashinfer.autotuner
 import numpy as np
 import pytest
 import torch
@@ -22,13 +26,14 @@ from fi_cachestore.adapter.contracts import Contract
 from fi_cachestore.adapter.introspect import Call, Introspector, RunnerView
 from fi_cachestore.adapter.layout import DERIVED, RawTensor, dynamic_dim, readings
 from fi_cachestore.adapter.policy import resolved
-from fi_cachestore.adapter.roles import Role, mutated_names, role_by_name
+from fi_cachestore.adapter.roles import Role, mutated_names
 from fi_cachestore.adapter.rounding import known_rounding
-from fi_cachestore.adapter.sources import implementation_digest, is_versioned, type_name
+from fi_cachestore.adapter.sources import implementation_digest, release_of, type_name
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.errors import IncompleteKeyError
 from fi_cachestore.keys.canonical import Named
 from tests.adapter import twin_a
+from tests.adapter.processes import fresh
 from tests.adapter.runners import BUCKETS, PlainRunner, config, matrix, with_output
 
 ENVIRONMENTS = Environments()
@@ -253,18 +258,31 @@ def test_cycles_are_written_as_references_back():
 
 
 @pytest.mark.parametrize(
-    "name", ["tp_rank", "ep_rank", "cluster_rank", "cp_rank", "rank", "local_expert_offset", "device_index", "memo_cache", "_plan_cache"]
+    "name", ["tp_rank", "ep_rank", "cluster_rank", "cp_rank", "tensor_parallel_rank", "local_expert_offset", "device_index"]
 )
-def test_places_and_memos_are_left_out_by_name(name):
+def test_places_are_left_out_by_name(name):
     assert params(**{name: 1}) == params(**{name: 2}) == {}
-    assert (name, role_by_name(name)) in view(HoldingRunner(**{name: 1})).left_out
+    assert (name, Role.PLACEMENT) in view(HoldingRunner(**{name: 1})).left_out
 
 
-@pytest.mark.parametrize(
-    "name", ["kv_lora_rank", "q_lora_rank", "lora_rank", "svd_rank", "ranks", "rank_count", "cache", "cache_size", "local_expert_count"]
-)
-def test_sizes_that_are_called_ranks_count(name):
+@pytest.mark.parametrize("item", [None, {}, {"a": torch.zeros(2)}, [], [3], {1}, object()], ids=lambda item: type(item).__name__)
+def test_memos_are_left_out_by_name(item):
+    assert params(plan_cache=item) == params(plan_cache=None) == {}
+
+
+SIZES = ["kv_lora_rank", "q_lora_rank", "lora_rank", "svd_rank", "svdquant_rank", "adapter_rank", "rank"]
+
+
+@pytest.mark.parametrize("name", [*SIZES, "ranks", "rank_count", "cache", "cache_size", "local_expert_count", "use_l2_cache"])
+def test_sizes_that_are_called_ranks_or_caches_count(name):
     assert params(**{name: 1}) != params(**{name: 2})
+
+
+def test_tensors_that_are_called_caches_count():
+    for wrap in (lambda tensor: tensor, lambda tensor: (tensor, tensor), lambda tensor: [tensor]):
+        low, high = (wrap(torch.zeros(3, 4, dtype=dtype)) for dtype in (torch.int8, torch.bfloat16))
+        assert params(kv_cache=low) != params(kv_cache=high)
+        assert key(kv_cache=low).digest != key(kv_cache=high).digest
 
 
 def test_names_count_inside_configuration_objects_and_not_inside_data():
@@ -284,7 +302,7 @@ class StatefulRunner(PlainRunner):
     limit = 4
     table = ("a", "b")
     _hidden = 3
-    memo_cache = 7
+    memo_cache = ()
 
     def __init__(self, size):
         self.size = size
@@ -452,15 +470,96 @@ def test_two_classes_with_one_name_and_other_methods_are_told_apart():
     assert key(make(True)).digest != key(make(False)).digest
 
 
-def test_what_is_versioned_and_what_is_not():
-    assert is_versioned("flashinfer.gemm.gemm_base")
-    assert is_versioned("torch.nn")
-    assert is_versioned("json")
-    assert not is_versioned("__main__")
-    assert not is_versioned("fi_cachestore.testing.reference_gemm")  # an editable install
-    assert not is_versioned("tests.adapter.runners")
-    assert not is_versioned("no_such_module")
-    assert not is_versioned(None)
+def test_which_release_code_belongs_to():
+    assert release_of("flashinfer.gemm.gemm_base") == ""  # a facet of every key
+    assert release_of("json") == ""
+    assert release_of("torch.nn") == f"torch {metadata.version('torch')}"
+    assert release_of("_pytest.config") == f"pytest {metadata.version('pytest')}"  # known by where it lies
+    assert release_of("__main__") is None
+    assert release_of("fi_cachestore.testing.reference_gemm") is None  # an editable install
+    assert release_of("tests.adapter.runners") is None
+    assert release_of("no_such_module") is None
+    assert release_of(None) is None
+
+
+def test_code_that_only_claims_a_module_has_no_release():
+    assert release_of("torch.nn", __file__) is None
+    assert release_of("torch.nn", "<string>") is None
+    assert release_of("json", __file__) is None
+    assert release_of("json", torch.__file__) is None
+    assert release_of("torch.nn", contextlib.__file__) is not None  # what the standard library wraps around
+
+
+def test_another_release_of_a_package_is_another_key(tmp_path):
+    """A kernel package is upgraded: same names, other code, and nothing of it in any facet."""
+    digests = [fresh(digest_of_installed, install(tmp_path / version, version)) for version in ("1.0", "1.1")]
+    assert digests[0] != digests[1]
+    assert digests[0] == fresh(digest_of_installed, tmp_path / "1.0")
+
+
+def install(site, version):
+    package = site / "kernel_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(INSTALLED)
+    info = site / f"kernel_package-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: kernel-package\nVersion: {version}\n")
+    (info / "RECORD").write_text("kernel_package/__init__.py,,\n")
+    return site
+
+
+INSTALLED = """
+from tests.adapter.runners import PlainRunner
+
+def helper(x):
+    return x
+
+class InstalledRunner(PlainRunner):
+    def __init__(self):
+        self.helper = helper
+"""
+
+
+def digest_of_installed(site):
+    sys.path.insert(0, str(site))
+    import kernel_package
+
+    made = view(kernel_package.InstalledRunner())
+    assert made.params["helper"].content["release"].startswith("kernel-package 1.")
+    return key(kernel_package.InstalledRunner()).digest
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    tile: int = 1
+
+    def doubled(self):
+        return 2 * self.tile
+
+
+class Pair(NamedTuple):
+    left: int
+    right: int = 2
+
+
+def test_classes_whose_functions_are_generated_count():
+    for cls in (Chosen, Pair):
+        found = params(field=cls)["field"]
+        assert view(HoldingRunner(field=cls)).gaps == ()
+        assert cls.__qualname__ in found.content["type"]
+
+
+UNSET = type("Unset", (), {"__module__": "flashinfer.autotuner"})()
+
+
+def test_a_sentinel_of_a_released_module_counts_by_its_name(monkeypatch):
+    monkeypatch.setattr(flashinfer.autotuner, "UNSET", UNSET, raising=False)
+    assert view(HoldingRunner(field=UNSET)).gaps == ()
+    assert params(field=UNSET) != params(field=None)
+    assert view(HoldingRunner(field=type(UNSET)())).gaps != ()  # another object of the class
+    UNSET.state = 3
+    assert view(HoldingRunner(field=UNSET)).gaps != ()  # something is in it
+    del UNSET.state
 
 
 def test_methods_count_with_the_object_they_belong_to():
@@ -521,11 +620,13 @@ def test_places_among_arguments_are_left_out():
     assert key(local_expert_offset=0, ep_rank=1).digest == key(local_expert_offset=8, ep_rank=2).digest == key().digest
 
 
-def test_outputs_among_arguments_count_by_presence_and_dtype():
-    assert key(out=matrix(100, 8)).digest == key(out=matrix(100, 9)).digest
-    assert key(out=matrix(100, 8)).digest != key().digest
-    assert key(out=None).digest != key().digest
-    assert key(out=matrix(100, 8)).digest != key(out=matrix(100, 8, torch.float16)).digest
+@pytest.mark.parametrize("name", ["out", "lse", "routing_replay_out"])
+def test_outputs_among_arguments_count_by_presence_and_dtype(name):
+    given = key(**{name: matrix(100, 8)}).digest
+    assert given == key(**{name: matrix(8192, 9)}).digest
+    assert given != key().digest
+    assert key(**{name: None}).digest != key().digest
+    assert given != key(**{name: matrix(100, 8, torch.float16)}).digest
 
 
 def test_a_sparse_tensor_is_a_gap():

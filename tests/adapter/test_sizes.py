@@ -281,6 +281,39 @@ def test_lists_made_per_size_are_served_only_where_they_are_the_recorded_one(tmp
     assert fresh(serve_per_size, tmp_path, has_contract=False) == dict.fromkeys((16, 17, 64, 65, 100, 101), 2)
 
 
+class WorkspaceRunner(PlainRunner):
+    """Has one kernel, called -1, while its workspace is large enough, and none above."""
+
+    def get_valid_tactics(self, inputs, profile):
+        return [-1] if inputs[0].shape[0] <= 100 else []
+
+    def time_ms(self, tactic):
+        return 1.0
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        if inputs[0].shape[0] > 100 and not do_preparation:
+            raise MemoryError
+        return inputs[0]
+
+
+def tune_workspace(root):
+    with_contract(attach_module, WorkspaceRunner, checks_size=True)
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("workspace", [PlainRunner(), WorkspaceRunner()], [matrix(64)], config((64,)))
+
+
+def serve_workspace(root):
+    with_contract(attach_module, WorkspaceRunner, checks_size=True)
+    fi_cachestore.attach(root=root)
+    runners = [PlainRunner(), WorkspaceRunner()]
+    return {size: choose("workspace", runners, [matrix(size)], config((64,))) for size in (64, 100, 101, 255)}
+
+
+def test_a_default_that_won_is_not_served_where_its_runner_lists_nothing(tmp_path):
+    fresh(tune_workspace, tmp_path)
+    assert fresh(serve_workspace, tmp_path) == {64: (1, -1), 100: (1, -1), 101: (0, 2), 255: (0, 2)}
+
+
 def aligned(offset):
     storage = torch.zeros(4096, dtype=torch.uint8)
     start = -storage.data_ptr() % 256

@@ -70,10 +70,10 @@ class DyingRunner(PlainRunner):
     """Dies when it is measured at one size."""
 
     def __init__(self, size):
-        self.size_cache = size
+        self.size_rank = size
 
     def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
-        if inputs[0].shape[0] == self.size_cache:
+        if inputs[0].shape[0] == self.size_rank:
             os.kill(os.getpid(), signal.SIGKILL)
         return inputs[0]
 
@@ -201,10 +201,10 @@ class ChangedTacticRunner(TacticRunner):
 
     def __init__(self, kind):
         super().__init__(kind)
-        self.offers_cache = True
+        self.offers_rank = True
 
     def get_valid_tactics(self, inputs, profile):
-        return super().get_valid_tactics(inputs, profile) if self.offers_cache else [0]
+        return super().get_valid_tactics(inputs, profile) if self.offers_rank else [0]
 
 
 def tune_changed(root):
@@ -215,7 +215,7 @@ def tune_changed(root):
 def serve_changed(root):
     session = fi_cachestore.attach(root=root)
     runner = ChangedTacticRunner("enum")
-    runner.offers_cache = False
+    runner.offers_rank = False
     return choose("changed", [runner], [matrix(100)], config((64,))), session.report().refused_count
 
 

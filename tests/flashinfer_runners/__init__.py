@@ -1,0 +1,23 @@
+"""FlashInfer's runner classes, constructed on a CPU with their compiled modules stubbed."""
+
+from tests.flashinfer_runners import (
+    attention_and_comm,
+    gemm_compiled,
+    gemm_cudnn,
+    gemm_cute_bf16,
+    gemm_cute_scaled,
+    moe,
+    moe_sm12x,
+)
+from tests.flashinfer_runners.case import RECIPES
+
+__all__ = [
+    "RECIPES",
+    "attention_and_comm",
+    "gemm_compiled",
+    "gemm_cudnn",
+    "gemm_cute_bf16",
+    "gemm_cute_scaled",
+    "moe",
+    "moe_sm12x",
+]

@@ -1,0 +1,233 @@
+"""The reviewed contracts against FlashInfer's real runner classes, constructed on a CPU with their compiled modules stubbed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+import tvm_ffi
+from flashinfer.autotuner import TunableRunner
+from flashinfer.fused_moe import core
+from flashinfer.gemm import gemm_base
+
+from fi_cachestore.adapter.contracts import flashinfer_contracts
+from fi_cachestore.adapter.sources import class_functions, implementation_digest, type_name
+from fi_cachestore.adapter.tactics import own_list
+from fi_cachestore.adapter.values import closure_cells, resource_kind
+from fi_cachestore.environment.probes import CUDA_PROBES
+from tests.flashinfer_runners import RECIPES
+from tests.flashinfer_runners.case import Compiled, fresh
+from tests.flashinfer_runners.keys import digest, digests, introspector, key, view
+from tests.flashinfer_runners.source import runner_classes
+
+CONTRACTS = flashinfer_contracts()
+DEFINED = runner_classes()
+RUNNERS = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+ROWS = pytest.mark.parametrize("contract", CONTRACTS.values(), ids=[name.rpartition(":")[2] for name in CONTRACTS])
+
+NEVER_KEYED = {
+    "flashinfer.gemm.gemm_base:_CuteDSLBf16Runner": "abstract: the base of the four runners of mm_bf16's backend cute-dsl",
+    "flashinfer.fused_moe.core:_get_trtllm_moe_sm100_module_impl.<locals>.DAProfileRunner": (
+        "passed to profile_tactic only, never to choose_one; holds its runner through an object that has no canonical form"
+    ),
+}
+
+
+# -- every class ------------------------------------------------------------------------------------------------------------------
+
+
+@RUNNERS
+def test_the_contract_applies_and_the_key_is_complete(recipe):
+    with recipe.build() as case:
+        assert type_name(type(case.runner)) == recipe.type
+        assert introspector().contract(case.runner).type == recipe.type
+        assert view(case).gaps == ()
+        assert key(case).runner.type == recipe.type
+
+
+@RUNNERS
+def test_a_forward_call_does_not_change_the_key(recipe):
+    with recipe.build() as case:
+        before = key(case)
+        assert recipe.fills is None or _is_empty(_state(case.runner, recipe.fills))
+        launches = len(case.launches)
+        case.run()
+        assert len(case.launches) > launches, "the forward call did not reach the stub"
+        assert recipe.fills is None or not _is_empty(_state(case.runner, recipe.fills))
+        assert key(case).digest == before.digest
+
+
+@RUNNERS
+def test_every_semantic_parameter_is_in_the_key(recipe):
+    assert recipe.differs
+    assert not recipe.differs.keys() & recipe.same.keys()
+    found = {variant: digest(recipe.name, variant) for variant in ("", *recipe.differs)}
+    assert len(set(found.values())) == len(found), found
+
+
+@RUNNERS
+def test_placement_and_the_values_of_one_call_are_not_in_the_key(recipe):
+    found = {variant: digest(recipe.name, variant) for variant in ("", *recipe.same)}
+    assert len(set(found.values())) == 1, found
+
+
+def test_another_process_has_the_same_keys(tmp_path):
+    here = digests()
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONHASHSEED": "4242", "HOME": str(tmp_path), "PYTHONPATH": str(root)}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.flashinfer_runners"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == here
+
+
+# -- the rows ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_runner_class_has_a_row_and_every_row_a_class():
+    assert set(CONTRACTS) == set(DEFINED)
+
+
+def test_every_row_is_tried_or_says_why_not():
+    built = {recipe.type for recipe in RECIPES.values()}
+    assert built | set(NEVER_KEYED) == set(CONTRACTS)
+    assert not built & set(NEVER_KEYED)
+
+
+@ROWS
+def test_the_names_in_a_row_are_those_of_its_class(contract):
+    text = DEFINED[contract.type].text
+    names = [part for path in (*contract.roles, *contract.arguments) for part in path.split(".") if part not in ("class", "closure")]
+    missing = [name for name in names if not re.search(rf"\b{re.escape(name)}\b", text)]
+    assert missing == []
+    assert set(contract.backends or ()) <= {probe.name for probe in CUDA_PROBES}
+
+
+def test_every_role_in_a_row_takes_effect():
+    """Rows are there to leave something out that the default rules would count or stumble over."""
+    asked = {name: {*contract.roles, *(f"arguments.{argument}" for argument in contract.arguments)} for name, contract in CONTRACTS.items()}
+    seen: dict[str, set[str]] = {name: set() for name in CONTRACTS}
+    for recipe in RECIPES.values():
+        with recipe.build() as case:
+            seen[recipe.type] |= {path for path, _ in view(case).left_out}
+    assert all(asked[name] <= seen[name] for name in CONTRACTS), {name: asked[name] - seen[name] for name in CONTRACTS}
+
+
+def test_only_the_all_reduce_is_collective_and_it_measures_its_list():
+    collective = {name for name, contract in CONTRACTS.items() if contract.collective}
+    assert collective == {"flashinfer.comm.pcie_ipc_tuning:PcieIpcAllReduceRunner"}
+    assert {name for name, contract in CONTRACTS.items() if contract.space == "measured"} == collective
+    assert not any(contract.checks_size for contract in CONTRACTS.values() if contract.space == "measured")
+
+
+# -- tactics at other sizes -------------------------------------------------------------------------------------------------------
+
+# Recipes whose lists need nothing compiled, with a bucket where they list something and other sizes of it.
+_LISTS = {
+    "b12x_fp4": (512, (257, 384)),
+    "b12x_mxfp8": (512, (257, 384)),
+    "cute_bf16_fp4": (512, (257, 384)),
+    "cute_bf16_fp4_sm100": (512, (257, 384)),
+    "cute_direct_bf16": (32, (17, 24, 31)),
+    "cute_fp8": (512, (257, 384)),
+    "cute_low_latency": (8, (5, 7)),
+    "cute_moe_sm90": (512, (257, 384)),
+    "cute_moe_w4a16": (512, (257, 384)),
+    "cute_moe_w4a4": (512, (257, 384)),
+    "cute_mxfp8": (512, (257, 384)),
+    "cute_mxfp8_sm107": (512, (257, 384)),
+    "cute_splitk_bf16": (32, (17, 24, 31)),
+    "cute_warp_splitk_bf16": (32, (17, 24, 31)),
+    "cute_warp_splitk_mxfp8": (8, (5, 7)),
+    "prims_ts": (2048, (1025, 1500)),
+    "svdquant_sm120": (512, (257, 384)),
+    "svdquant_sm120_unfused": (512, (257, 384)),
+}
+# These list other tactics at other sizes, but themselves take another one there, or are asked by validate_tactic.
+_OWN_FALLBACK = {"cute_fp4": (512, (257, 384)), "sm12x_fp4": (512, (257, 300))}
+
+
+@pytest.mark.parametrize("name", _LISTS)
+def test_tactics_of_a_bucket_hold_at_its_other_sizes_where_no_row_says_otherwise(name):
+    bucket, sizes = _LISTS[name]
+    lost = {rows: _lost(name, bucket, rows) for rows in sizes}
+    assert CONTRACTS[RECIPES[name].type].checks_size or not any(lost.values()), lost
+
+
+@pytest.mark.parametrize("name", _OWN_FALLBACK)
+def test_a_class_with_its_own_fallback_needs_no_mark(name):
+    bucket, sizes = _OWN_FALLBACK[name]
+    assert any(_lost(name, bucket, rows) for rows in sizes)
+    assert not CONTRACTS[RECIPES[name].type].checks_size
+
+
+def _lost(name: str, bucket: int, rows: int) -> list[Any]:
+    """Return the tactics of a bucket that are not listed at another size."""
+    listed, there = _list(name, bucket), _list(name, rows)
+    assert listed
+    return [tactic for tactic in listed if tactic not in there]
+
+
+def _list(name: str, rows: int) -> list[Any]:
+    with RECIPES[name].build(rows=rows) as case:
+        shapes = [tuple(item.shape) if isinstance(item, torch.Tensor) else (0,) for item in case.inputs]
+        found = own_list(case.runner, case.tensors(case.inputs), shapes)
+        assert found is not None
+        return found
+
+
+# -- the rest ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_stubs_stand_for_what_counts_as_a_resource():
+    assert resource_kind(tvm_ffi.convert(len)) == "tvm_ffi"
+    assert (tvm_ffi.Module.__module__.partition(".")[0], tvm_ffi.Module.__qualname__) == ("tvm_ffi", "Module")
+    assert resource_kind(Compiled()) is not None
+    assert resource_kind(Compiled().function) is not None
+
+
+def test_the_abstract_base_cannot_be_built_and_its_row_is_current():
+    base: Any = gemm_base._CuteDSLBf16Runner
+    with pytest.raises(TypeError, match="abstract"):
+        base(100)
+    assert str(implementation_digest(base, TunableRunner)).startswith(CONTRACTS[type_name(base)].fingerprint)
+
+
+def test_the_profile_runner_that_never_reaches_the_tuner_would_have_no_key():
+    module = Compiled()
+    spec = patch.object(core, "gen_trtllm_gen_fused_moe_sm100_module", module.spec)
+    with spec, patch.object(core, "setup_cubin_loader", module.compiler):
+        api = fresh(core._get_trtllm_moe_sm100_module_impl, False)
+    with RECIPES["trtllm_moe"].build() as case:
+        case.runner = api.DAProfileRunner(api.DABodyRunner(case.runner), torch.zeros(4), torch.zeros(4))
+        described = view(case)
+    assert described.contract.type == type_name(type(case.runner))
+    assert [gap.field for gap in described.gaps] == ["_body_runner"]
+
+
+def _state(runner: Any, name: str) -> Any:
+    """Return an attribute of a runner, or what the cell of that name holds in its methods or in functions that those reach."""
+    found = vars(runner).get(name, ...)
+    cells = (content for cell, content in _cells(type(runner)) if cell == name)
+    return next(cells) if found is ... else found
+
+
+def _cells(cls: type) -> Iterator[tuple[str, Any]]:
+    functions = [function for _, _, function in class_functions(cls, TunableRunner)]
+    for function in functions:
+        for name, content in closure_cells(function):
+            yield name, content
+            if isinstance(content, FunctionType) and content not in functions:
+                functions.append(content)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, dict | list) and not value)
