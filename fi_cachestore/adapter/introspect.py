@@ -80,6 +80,7 @@ class Call:
         self.shapes: Shapes = tuple(tuple(item.shape) if isinstance(item, torch.Tensor) else (0,) for item in self.inputs)
         self.device = device_of(self.inputs)
         self._symbols = _symbols(config, self.shapes)
+        self._input_values: dict[tuple[tuple[bool, ...], ...], tuple[Any, ...]] = {}
         specs = config.dynamic_tensor_specs
         self.raw_dims = tuple(self.shapes[spec.input_idx[0]][spec.dim_idx[0]] for spec in specs)
         self.mappers: tuple[Callable[[int], int], ...] = tuple(spec.map_to_tuning_buckets for spec in specs)
@@ -132,18 +133,20 @@ class Call:
         return tuple(gaps)
 
     def input_values(self, bucket: Bucket) -> tuple[Any, ...]:
-        """Return the inputs as they stand in a key for ``bucket``; they may hold alternatives."""
-        rows: list[Any] = []
-        for index, item in enumerate(self.inputs):
-            raw = raw_tensor(item) if isinstance(item, torch.Tensor) else None
-            if raw is None:
-                rows.append(self.values[index])
-                continue
-            symbols = {dim: symbol for (i, dim), symbol in self._symbols.items() if i == index}
-            shape = [symbols.get(dim, size) for dim, size in enumerate(raw.sizes)]
-            layout = one_of(readings(raw, bucket.shapes[index], symbols))
-            rows.append(tensor_value(raw, shape, layout))
-        return tuple(rows)
+        """Return the inputs as they stand in a key for ``bucket``; they may hold alternatives. Buckets that look alike share one tuple."""
+        pattern = tuple(tuple(size == 1 for size in shape) for shape in bucket.shapes)  # nothing else of a bucket is in a layout
+        if pattern not in self._input_values:
+            self._input_values[pattern] = tuple(self._input_value(index, bucket) for index in range(len(self.inputs)))
+        return self._input_values[pattern]
+
+    def _input_value(self, index: int, bucket: Bucket) -> Any:
+        item = self.inputs[index]
+        raw = raw_tensor(item) if isinstance(item, torch.Tensor) else None
+        if raw is None:
+            return self.values[index]
+        symbols = {dim: symbol for (i, dim), symbol in self._symbols.items() if i == index}
+        shape = [symbols.get(dim, size) for dim, size in enumerate(raw.sizes)]
+        return tensor_value(raw, shape, one_of(readings(raw, bucket.shapes[index], symbols)))
 
     def profile_value(self, bucket: Bucket) -> tuple[Value, ...]:
         """Return the profile part of a key."""
@@ -182,6 +185,7 @@ class RunnerView:
             if index < len(call.inputs)
         }
         self._actual_extras = self._extras(call.shapes)
+        self._last_key: TuneKey | None = None
         self.gaps: tuple[Gap, ...] = (*call.common_gaps(), *walker.gaps, *environment_gaps, *self._extras_gaps())
 
     def _arguments(self, walker: Walker) -> dict[str, Value]:
@@ -247,6 +251,7 @@ class RunnerView:
             for params, inputs, arguments, profile, extra in expand(parts):
                 identity = RunnerIdentity(str(self.type), params)
                 key = TuneKey(self.environment, self.call.op, identity, inputs, arguments, profile, self.call.policy, extra)
+                self._last_key = key if self._last_key is None else key.sharing(self._last_key)
                 _ = key.digest
                 found.append(key)
         except UnsupportedValueError as error:

@@ -22,6 +22,8 @@ Subclasses are refused, not packed as their base: ``IntEnum`` members, named tup
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -38,6 +40,7 @@ MAX_BYTES = 512 * 1024
 
 _TUPLE, _LIST, _DICT, _NAMED = range(4)
 _CONTAINERS = (tuple, list, dict)
+_LEAVES = frozenset({type(None), bool, int, str, bytes})
 _EXT_FLOAT, _EXT_WIDE_INT = 1, 2
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 
@@ -61,12 +64,46 @@ def encode(value: Value) -> bytes:
     Raises:
         UnsupportedValueError: a type outside the closed set, text that is not Unicode, or a size over the limits; names the field.
     """
+    return _packed(value, 0, "value")
+
+
+def encode_field(value: Value, name: str) -> bytes:
+    """Return the bytes of ``value`` as one of the fields that ``join_fields`` joins; errors name it.
+
+    Raises:
+        UnsupportedValueError: as ``encode`` does.
+    """
+    return _packed(value, 2, name)
+
+
+def join_fields(kind: str, fields: Mapping[str, bytes]) -> bytes:
+    """Return ``encode(Named(kind, {name: value...}))`` from fields that are encoded already, so that many values can share some.
+
+    Raises:
+        UnsupportedValueError: longer than the limit.
+    """
+    rows = sorted((_pack(name), content) for name, content in fields.items())
+    heads = _pack(_NAMED) + _pack(kind), _pack(_DICT)
+    outer, inner = (msgpack.Packer().pack_array_header(count) for count in (3, 1 + 2 * len(rows)))
+    return _bounded(b"".join([outer, heads[0], inner, heads[1], *(part for row in rows for part in row)]), "value", kind)
+
+
+def _pack(wire: object) -> bytes:
+    packed: bytes = msgpack.packb(wire, use_bin_type=True)
+    return packed
+
+
+def _packed(value: Value, depth: int, path: str) -> bytes:
     try:
-        packed: bytes = msgpack.packb(_to_wire(value, 0), use_bin_type=True)
+        packed = _pack(_to_wire(value, depth))
     except UnsupportedValueError as error:
-        raise UnsupportedValueError(f"value{error.path}", error.type_name, error.why) from None
+        raise UnsupportedValueError(f"{path}{error.path}", error.type_name, error.why) from None
+    return _bounded(packed, path, type(value).__qualname__)
+
+
+def _bounded(packed: bytes, path: str, type_name: str) -> bytes:
     if len(packed) > MAX_BYTES:
-        raise UnsupportedValueError("value", type(value).__qualname__, f"{len(packed)} bytes encoded, the limit is {MAX_BYTES}")
+        raise UnsupportedValueError(path, type_name, f"{len(packed)} bytes encoded, the limit is {MAX_BYTES}")
     return packed
 
 
@@ -87,20 +124,17 @@ def decode(data: bytes) -> Value:
             raw=False,
             use_list=True,
             strict_map_key=True,
-            ext_hook=_from_ext,
             max_array_len=2 * MAX_ITEMS + 1,
             max_map_len=0,
             max_str_len=MAX_BYTES,
             max_bin_len=MAX_BYTES,
             max_ext_len=MAX_BYTES,
         )
-        value = _from_wire(wire, 0)
-        same = encode(value) == data
-    except (ValueError, TypeError, OverflowError, msgpack.UnpackException, UnsupportedValueError) as error:
+        if _pack(wire) != data:  # widths and lengths; what msgpack itself does not know about is checked on the way down
+            raise NotCanonicalError("another spelling of the same value", size)
+        return _from_wire(wire, 0)
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise NotCanonicalError(f"{type(error).__name__}: {error}"[:200], size) from error
-    if not same:
-        raise NotCanonicalError("another spelling of the same value", size)
-    return value
 
 
 def _to_wire(value: Any, depth: int) -> object:
@@ -139,7 +173,7 @@ def _pairs(mapping: dict[Any, Any], depth: int) -> list[object]:
     rows = []
     for key, item in mapping.items():
         wire = _inside(key, "(key)", depth)
-        rows.append((msgpack.packb(wire, use_bin_type=True), wire, _inside(item, str(key), depth)))
+        rows.append((_pack(wire), wire, _inside(item, str(key), depth)))
     rows.sort(key=lambda row: row[0])
     return [part for _, key, item in rows for part in (key, item)]
 
@@ -157,30 +191,42 @@ def _wide_int(value: int) -> msgpack.ExtType:
     return msgpack.ExtType(_EXT_WIDE_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
 
 
-def _from_ext(code: int, data: bytes) -> Value:
-    if code == _EXT_FLOAT:
-        return float.fromhex(bytes(data).decode("ascii"))
-    if code == _EXT_WIDE_INT:
-        return int.from_bytes(data, "big", signed=True)
-    message = f"extension type {code}"
-    raise ValueError(message)
-
-
 def _from_wire(wire: Any, depth: int) -> Value:
-    if type(wire) is not list:
-        return wire  # type: ignore[no-any-return]  # encode() refuses what is outside the closed set, timestamps for one
-    if depth >= MAX_DEPTH or not wire:
+    kind = type(wire)
+    if kind in _LEAVES:
+        return wire  # type: ignore[no-any-return]
+    if kind is msgpack.ExtType:
+        return _from_ext(wire)
+    if kind is not list or not wire or depth >= MAX_DEPTH:
         message = "nested too deep" if wire else "an array without a tag"
-        raise ValueError(message)
+        raise ValueError(message if kind is list else f"a {kind.__name__}")
     items = [_from_wire(item, depth + 1) for item in wire[1:]]
-    match wire[0]:
-        case 0:
-            return tuple(items)
-        case 1:
-            return items
+    match wire[0] if type(wire[0]) is int else None:  # True equals 1
+        case 0 | 1 if len(items) <= MAX_ITEMS:
+            return items if wire[0] else tuple(items)
         case 2 if len(items) % 2 == 0:
-            return dict(zip(items[::2], items[1::2], strict=True))
+            return _from_pairs(items, [_pack(key) for key in wire[1::2]])
         case 3 if len(items) == 2 and type(items[0]) is str:  # noqa: PLR2004 - kind and content
             return Named(items[0], items[1])
-    message = "an array with an unknown tag"
+    message = "an array with an unknown tag, or too long"
     raise ValueError(message)
+
+
+def _from_pairs(items: list[Value], keys: list[bytes]) -> dict[Any, Value]:
+    found = dict(zip(items[::2], items[1::2], strict=True))
+    if len(found) != len(keys) or any(a >= b for a, b in itertools.pairwise(keys)):
+        message = "keys that are out of order or equal"
+        raise ValueError(message)
+    return found
+
+
+def _from_ext(wire: msgpack.ExtType) -> Value:
+    value: Value = None
+    if wire.code == _EXT_FLOAT:
+        value = float.fromhex(wire.data.decode("ascii"))
+    elif wire.code == _EXT_WIDE_INT:
+        value = int.from_bytes(wire.data, "big", signed=True)
+    if _to_wire(value, 0) != wire:
+        message = f"extension type {wire.code} with another spelling of its value"
+        raise ValueError(message)
+    return value

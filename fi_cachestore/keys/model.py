@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from fi_cachestore.errors import NotCanonicalError
-from fi_cachestore.keys.canonical import Named, Value, decode, encode
+from fi_cachestore.keys.canonical import Named, Value, decode, encode, encode_field, join_fields
 from fi_cachestore.keys.digest import Digest, key_digest, part_digest
 from fi_cachestore.keys.render import render
 
@@ -85,7 +85,20 @@ class TuneKey:
         Raises:
             UnsupportedValueError: a part holds something that has no canonical form.
         """
-        return encode(Named(_KIND, dict(self.parts())))
+        return join_fields(_KIND, self._encoded)
+
+    @cached_property
+    def _encoded(self) -> dict[str, bytes]:
+        return {name: encode_field(value, name) for name, value in self.parts().items()}
+
+    def sharing(self, other: TuneKey) -> TuneKey:
+        """Return this key, told that ``other`` may hold the very same parts, which then need not be encoded again."""
+        if "_encoded" in vars(other):
+            theirs = other.parts()
+            vars(self)["_encoded"] = {
+                name: other._encoded[name] if value is theirs[name] else encode_field(value, name) for name, value in self.parts().items()
+            }
+        return self
 
     @cached_property
     def digest(self) -> Digest:

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fi_cachestore.errors import NotCanonicalError, UnsupportedValueError
-from fi_cachestore.keys.canonical import MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Named, decode, encode
+from fi_cachestore.keys.canonical import MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Named, decode, encode, encode_field, join_fields
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=["Cs"])) | st.binary()
 HASHABLE = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=4)
@@ -66,12 +66,54 @@ def test_map_order_does_not_count(value):
 @example(b"\x95\x02\xa1a\x01\xa1a\x02")  # a duplicate key
 @example(b"\x95\x02\xa1b\x01\xa1a\x02")  # keys out of order
 @example(b"\x92\xc3\x01")  # a tag that Python takes for 1
+@example(b"\x95\x02\x01\xc0\xc3\xc0")  # keys that Python takes for one
+@example(b"\xd4\x01\x31")  # a float as "1", not "0x1.0000000000000p+0"
+@example(b"\xd4\x02\x05")  # a narrow integer in a wide one's clothes
+@example(b"\xd4\x03\x05")  # an extension of somebody else's
+@example(b"\xdc\x00\x02\x01\x05")  # an array with a longer header than it must have
 def test_other_bytes_are_refused_or_are_canonical(data):
     try:
         value = decode(data)
     except NotCanonicalError:
         return
     assert encode(value) == data
+
+
+LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=4) | st.binary(max_size=4)
+EXTENSIONS = st.builds(msgpack.ExtType, st.integers(0, 4), st.binary(max_size=12) | st.floats().map(lambda x: x.hex().encode()))
+WIRES = st.recursive(
+    LEAVES | EXTENSIONS,
+    lambda inner: st.builds(lambda tag, items: [tag, *items], st.sampled_from([0, 1, 2, 2, 3, 4, True]), st.lists(inner, max_size=6)),
+    max_leaves=20,
+)
+
+
+@given(WIRES)
+def test_what_looks_like_ours_is_refused_or_is_canonical(wire):
+    data = msgpack.packb(wire, use_bin_type=True)
+    try:
+        value = decode(data)
+    except NotCanonicalError:
+        return
+    assert encode(value) == data
+
+
+def test_no_container_decodes_that_cannot_be_encoded():
+    too_many = msgpack.packb([1, *([0] * (MAX_ITEMS + 1))])
+    with pytest.raises(NotCanonicalError):
+        decode(too_many)
+
+
+@given(st.dictionaries(st.text(max_size=4), VALUES, max_size=5), st.text(max_size=8))
+def test_fields_that_are_joined_give_the_bytes_of_the_whole(fields, kind):
+    encoded = {name: encode_field(value, name) for name, value in fields.items()}
+    assert join_fields(kind, encoded) == encode(Named(kind, dict(fields)))
+
+
+def test_a_field_counts_the_containers_around_it():
+    encode_field(nested(MAX_DEPTH - 2), "a")
+    with pytest.raises(UnsupportedValueError, match=r"^a.*deep"):
+        encode_field(nested(MAX_DEPTH - 1), "a")
 
 
 @given(VALUES.map(encode), st.data())

@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 
@@ -30,6 +31,14 @@ def test_every_part_of_a_key_is_tried_below():
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_in_any_part_changes_the_digest(name):
     assert sample_key().digest != sample_key(**CHANGES[name]).digest
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_key_that_shares_parts_with_another_has_the_bytes_it_has_alone(name):
+    one = sample_key()
+    _ = one.digest
+    changed = replace(one, **CHANGES[name]).sharing(one)
+    assert changed.canonical == sample_key(**CHANGES[name]).canonical != one.canonical
 
 
 @pytest.mark.parametrize("name", CHANGES)
