@@ -11,6 +11,9 @@ FI_CACHESTORE_TRUST         roots used although someone else owns them or everyo
 FI_CACHESTORE_MODE          ``auto``, ``replay``, ``ephemeral`` or ``off``
 FI_CACHESTORE_DURABLE       ``1`` (default) or ``0``: whether a published record survives a power cut
 FI_CACHESTORE_MAX_WAIT_S    longest wait for a profile that another process measures, in seconds
+FI_CACHESTORE_STALL_S       longest wait for a rank that stays at the same tactic, in seconds
+FI_CACHESTORE_DEAD_AFTER_S  how long a rank without a sign of life counts as alive, in seconds
+FI_CACHESTORE_ADDRESS       address of this host for the ranks on others; by default several are tried
 ==========================  ==============================================================================================
 """
 
@@ -30,6 +33,8 @@ T = TypeVar("T")
 
 WRITABLE_MARK = "@"
 DEFAULT_MAX_WAIT_S = 600.0
+DEFAULT_STALL_S = 120.0
+DEFAULT_DEAD_AFTER_S = 15.0
 
 
 class Mode(StrEnum):
@@ -59,6 +64,9 @@ class Settings:
     mode: Setting[Mode]
     durable: Setting[bool]
     max_wait_s: Setting[float]
+    stall_s: Setting[float]
+    dead_after_s: Setting[float]
+    address: Setting[str | None]
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """Return name, plain value and source of every setting, for people and for JSON."""
@@ -69,6 +77,9 @@ class Settings:
             "mode": self.mode.value.value,
             "durable": self.durable.value,
             "max_wait_s": self.max_wait_s.value,
+            "stall_s": self.stall_s.value,
+            "dead_after_s": self.dead_after_s.value,
+            "address": self.address.value,
         }
         return {name: {"value": value, "source": getattr(self, name).source} for name, value in plain.items()}
 
@@ -91,7 +102,10 @@ def load(
         trusted=_trusted(env),
         mode=_mode(mode, env),
         durable=_durable(env),
-        max_wait_s=_max_wait(env),
+        max_wait_s=_seconds("FI_CACHESTORE_MAX_WAIT_S", DEFAULT_MAX_WAIT_S, env),
+        stall_s=_seconds("FI_CACHESTORE_STALL_S", DEFAULT_STALL_S, env),
+        dead_after_s=_seconds("FI_CACHESTORE_DEAD_AFTER_S", DEFAULT_DEAD_AFTER_S, env),
+        address=_address(env),
     )
 
 
@@ -154,14 +168,19 @@ def _durable(env: Mapping[str, str]) -> Setting[bool]:
             raise ConfigError("FI_CACHESTORE_DURABLE", text, "environment", "0 or 1")
 
 
-def _max_wait(env: Mapping[str, str]) -> Setting[float]:
-    text = env.get("FI_CACHESTORE_MAX_WAIT_S") or None
+def _address(env: Mapping[str, str]) -> Setting[str | None]:
+    text = env.get("FI_CACHESTORE_ADDRESS") or None
+    return Setting(text, "default" if text is None else "FI_CACHESTORE_ADDRESS")
+
+
+def _seconds(name: str, default: float, env: Mapping[str, str]) -> Setting[float]:
+    text = env.get(name) or None
     if text is None:
-        return Setting(DEFAULT_MAX_WAIT_S, "default")
+        return Setting(default, "default")
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise ConfigError("FI_CACHESTORE_MAX_WAIT_S", text, "environment", "seconds, 0 or more")
-    return Setting(seconds, "FI_CACHESTORE_MAX_WAIT_S")
+        raise ConfigError(name, text, "environment", "seconds, 0 or more")
+    return Setting(seconds, name)

@@ -185,3 +185,34 @@ class UnsupportedFlashInferError(CacheStoreError):
     def __str__(self) -> str:
         """Return what is missing and what follows."""
         return f"flashinfer {self.version} lacks {', '.join(self.missing)}; fi_cachestore stays out of the way, FlashInfer is untouched"
+
+
+class BoardLostError(CacheStoreError):
+    """The values that the ranks of a session share cannot be reached any more."""
+
+    exit_code = 30
+
+    def __init__(self, operation: str, reason: str) -> None:
+        """Name what was tried and how it ended."""
+        super().__init__(operation, reason)
+        self.operation, self.reason = operation, reason
+
+    def __str__(self) -> str:
+        """Return what follows from it."""
+        return f"the ranks' shared store is lost ({self.operation}: {self.reason}); this rank goes on by itself"
+
+
+class RankTimeoutError(CacheStoreError):
+    """A rank that was waited for made no progress. Logged, never raised into an engine."""
+
+    exit_code = 30
+
+    def __init__(self, rank: int, host: str, op: str, age_s: float) -> None:
+        """Name the rank, its host, what it was last seen at, and for how long nothing has changed."""
+        super().__init__(rank, host, op, age_s)
+        self.rank, self.host, self.op, self.age_s = rank, host, op, age_s
+
+    def __str__(self) -> str:
+        """Return whom was waited for and what follows."""
+        doing = f", last seen at {self.op}" if self.op else ""
+        return f"rank {self.rank} on {self.host} made no progress for {self.age_s:.0f} s{doing}; going on without it"

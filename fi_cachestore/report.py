@@ -17,7 +17,11 @@ class Report:
     ``hit_count`` found, ``tuned_count`` measured here, ``waited_count`` measured by another process meanwhile, ``failed_count`` measured
     here without one working tactic, ``out_of_memory_count`` given up, ``unshared_count`` measured here and kept in memory only.
     ``ephemeral`` has calls by reason, ``misses`` look-ups by reason, ``refused_count`` tactics that a runner or blocklist refused.
-    ``spent_ns`` went into measuring, ``saved_ns`` is what the hits had cost whoever measured them.
+    ``spent_ns`` went into measuring, ``waited_ns`` into waiting for others, ``saved_ns`` is what the hits had cost whoever measured them.
+
+    Among ranks, in calls (one op, its runners, one profile): ``shared_call_count`` were made by two ranks or more, ``settled_call_count``
+    of them were answered differently at first, ``local_call_count`` were made here alone. ``ranks`` has, by rank, host,
+    ``measured_count``, ``waited_count``, ``spent_ns`` and ``waited_ns``.
     """
 
     hit_count: int = 0
@@ -28,11 +32,16 @@ class Report:
     unshared_count: int = 0
     refused_count: int = 0
     quarantined_count: int = 0
+    shared_call_count: int = 0
+    settled_call_count: int = 0
+    local_call_count: int = 0
     spent_ns: int = 0
+    waited_ns: int = 0
     saved_ns: int = 0
     ephemeral: dict[str, int] = field(default_factory=dict)
     misses: dict[str, int] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
+    ranks: dict[int, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data with raw units."""
@@ -48,6 +57,9 @@ class Report:
             f"{self.waited_count} measured elsewhere",
             f"{self.saved_ns / 1e9:.2f} s saved",
         ]
+        if self.ranks:
+            counts = (self.shared_call_count, self.settled_call_count, self.local_call_count)
+            parts.append(f"{len(self.ranks)} ranks: {counts[0]} calls shared, {counts[1]} settled, {counts[2]} local")
         if self.ephemeral:
             parts.append("ephemeral: " + ", ".join(f"{reason} ({count})" for reason, count in sorted(self.ephemeral.items())))
         return ", ".join(parts)
@@ -63,11 +75,20 @@ class Recorder:
         self._ephemeral: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
         self._gaps: dict[Gap, None] = {}
+        self._ranks: dict[int, Any] = {}
 
     def add(self, name: str, amount: int = 1) -> None:
         """Add to one of the report's numbers."""
         with self._lock:
             self._counts[name] += amount
+
+    def agreed(self, shared_count: int, settled_count: int, local_count: int, ranks: dict[int, Any]) -> None:
+        """Keep what the ranks came to at the end."""
+        with self._lock:
+            self._counts["shared_call_count"] += shared_count
+            self._counts["settled_call_count"] += settled_count
+            self._counts["local_call_count"] += local_count
+            self._ranks = ranks
 
     def miss(self, reason: str) -> None:
         """Count a look-up that found nothing."""
@@ -85,4 +106,6 @@ class Recorder:
     def report(self) -> Report:
         """Return the counts so far."""
         with self._lock:
-            return Report(**self._counts, ephemeral=dict(self._ephemeral), misses=dict(self._misses), gaps=tuple(self._gaps))
+            return Report(
+                **self._counts, ephemeral=dict(self._ephemeral), misses=dict(self._misses), gaps=tuple(self._gaps), ranks=self._ranks
+            )

@@ -1,4 +1,4 @@
-"""A session: which work is done, which is ours, which is somebody else's, and what became of it.
+"""A session: which work is done, which is ours, which is somebody else's, and what became of it; alone or among ranks.
 
 Knows nothing of FlashInfer: the adapter asks ``begin`` for every (runner, profile), measures where the answer is ``Mine``, and hands
 the record to ``finish``. Everything a session needs is passed in, so that tests drive it with their own clock, store and claims.
@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from fi_cachestore.choices import Choices
 from fi_cachestore.config import Mode
-from fi_cachestore.coordination.port import Busy, Claim, Clock, Coordinator, Unavailable
+from fi_cachestore.coordination.port import Busy, Clock, Coordinator, Unavailable
 from fi_cachestore.errors import CacheStoreError
-from fi_cachestore.keys.canonical import Value, encode
+from fi_cachestore.group import Group
+from fi_cachestore.keys.canonical import Value
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.model import TuneKey
-from fi_cachestore.records.envelope import MissReason
+from fi_cachestore.known import Known
 from fi_cachestore.records.record import Record
-from fi_cachestore.records.rules import NO_RULE, Rule, SessionRules
+from fi_cachestore.records.rules import Rule
+from fi_cachestore.records.settlement import Settlement
 from fi_cachestore.report import Recorder, Report
-from fi_cachestore.store.memory import MemoryStore
-from fi_cachestore.store.port import Hit, Miss, Present, Store
+from fi_cachestore.store.port import Hit, Miss, Store
+from fi_cachestore.store.rulebook import RuleBook
 from fi_cachestore.store.rules_log import RulesLog
+from fi_cachestore.work import Answered, Elsewhere, Limits, Mine, Spent, Wait
 
 logger = logging.getLogger("fi_cachestore")
 
@@ -33,58 +38,47 @@ _LONGEST_PAUSE_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """A record answers; nothing is to be measured."""
-
-    record: Record
-
-
-@dataclass(frozen=True, slots=True)
-class Mine:
-    """The caller measures. ``claim`` is ``None`` where claims do not work; ``share`` tells whether the result may be published."""
-
-    claim: Claim | None
-    share: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """Another process or thread measures it now."""
-
-    holder: str
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """This session has tried it, without a result that could be kept."""
-
-
-@dataclass(frozen=True, slots=True)
 class Ports:
-    """What a session works with. ``records`` and ``rules`` are ``None`` for a session that keeps everything in memory."""
+    """What a session works with. The stores are ``None`` for a session that keeps everything in memory, ``group`` for one without ranks."""
 
     records: Store[Record] | None
     rules: RulesLog | None
     coordinator: Coordinator
     clock: Clock
+    settled: Store[Settlement] | None = None
+    group: Group | None = None
 
 
 class Session:
     """One tuning or serving session of a process. Thread-safe."""
 
-    def __init__(self, mode: Mode, ports: Ports, *, max_wait_s: float, earlier: Session | None = None) -> None:
-        """Start with what ``earlier`` keeps in memory, else empty: records are read when they are asked for."""
+    def __init__(
+        self, mode: Mode, ports: Ports, limits: Limits | None = None, *, share_tuning: bool = True, earlier: Session | None = None
+    ) -> None:
+        """Start with what ``earlier`` keeps in memory, else empty: records are read when they are asked for.
+
+        Without ``share_tuning`` a session among ranks measures for itself, keeps that in memory, and agrees with the others at the end.
+        """
         self.mode = mode
         self._ports = ports
-        self._max_wait_ns = int(max_wait_s * 1e9)
-        self._recorder = Recorder()
-        self._overlay: MemoryStore[Record] = MemoryStore() if earlier is None else earlier._overlay  # noqa: SLF001 - the same class
-        self._misses: dict[Digest, Miss] = {}
-        self._known: set[Digest] = set()
+        self._limits = limits or Limits()
+        self.group = ports.group
+        self.recorder = Recorder()
+        self._shares = share_tuning
+        self.known: Known = Known(
+            ports.records,
+            ports.group if share_tuning else None,
+            self.recorder,
+            self._store_refused,
+            None if earlier is None else earlier.known,
+        )
+        self._counted_once: set[Digest] = set()
         self._spent: set[Digest] = set()
         self._ready: dict[Digest, Mine] = {}
-        self._waiting_since_ns: dict[Digest, int] = {}
-        self._rules = _Rules(ports.rules)
+        self._waiting: dict[Digest, Wait] = {}
+        self._rules = RuleBook(ports.rules)
+        self.choices = Choices(self._record, ports.settled)
+        self._counts: Counter[str] = Counter()
         self._warned: set[str] = set()
         self._lock = threading.Lock()
 
@@ -92,29 +86,16 @@ class Session:
 
     def find(self, digest: Digest) -> Hit[Record] | Miss:
         """Return what is known about ``digest``. Reads only; a miss is remembered until ``refresh``."""
-        found = self._overlay.get(digest)
-        if isinstance(found, Hit):
-            return found
-        known = self._misses.get(digest)
-        return known if known is not None else self._look(digest)
+        return self.known.find(digest)
 
-    def _look(self, digest: Digest) -> Hit[Record] | Miss:
-        if self._ports.records is None:
-            return Miss(MissReason.ABSENT)
-        answer = self._ports.records.get(digest)
-        if isinstance(answer, Hit):
-            self._misses.pop(digest, None)
-            kept = self._overlay.publish(answer.entry)
-            return Hit(kept.entry, kept.source) if isinstance(kept, Present) else answer
-        if digest not in self._misses:
-            self._recorder.miss(answer.reason)
-        self._misses[digest] = answer
-        return answer
+    def _record(self, digest: Digest) -> Record | None:
+        return found.entry if isinstance(found := self.find(digest), Hit) else None
 
     def refresh(self) -> None:
         """Forget remembered misses, so that what others published since is found."""
-        self._misses.clear()
+        self.known.refresh()
         self._rules.reload()
+        self.choices.refresh()
 
     # -- tuning -----------------------------------------------------------------------------------------------------------------
 
@@ -131,39 +112,50 @@ class Session:
         mine = self._ready.pop(digest, None) or self._claim(key)
         if not isinstance(mine, Mine):
             return mine
-        if isinstance(again := self._look(digest), Hit):  # published between the look-up and the claim
+        if (again := self._look(digest)) is not None:  # published between the look-up and the claim
             self.abandon(mine)
-            return Answered(self._counted(again.entry))
-        return mine
+            return Answered(self._counted(again))
+        return replace(mine, share=False) if self._is_cut_off() or not self._shares else mine
 
     def answered(self, keys: Iterable[TuneKey]) -> Record | None:
         """Return the record of the first of ``keys`` that has one. Claims nothing."""
         return self._first_hit(keys)
 
+    def ask_ranks(self, keys: Iterable[TuneKey]) -> None:
+        """Learn in one exchange which of ``keys`` other ranks have a record of, before they are asked for one by one."""
+        self.known.ask_ranks(key.digest for key in keys)
+
     def _first_hit(self, keys: Iterable[TuneKey]) -> Record | None:
         for key in keys:
-            if isinstance(found := self.find(key.digest), Hit):
-                return self._counted(found.entry)
+            if (found := self.known.shared(key.digest, self.find(key.digest))) is not None:
+                return self._counted(found)
         return None
+
+    def _look(self, digest: Digest) -> Record | None:
+        return self.known.shared(digest, self.known.look(digest))
+
+    def _is_cut_off(self) -> bool:
+        """Whether ranks that share no directory can no longer hear of each other: what is measured now stays here."""
+        return self.group is not None and self.group.is_lost and not self.group.is_one_root
 
     def _counted(self, record: Record) -> Record:
         """Count a record when it first answers; how often it is asked for says nothing."""
         digest = record.digest
         with self._lock:
-            if digest in self._known:
+            if digest in self._counted_once:
                 return record
-            self._known.add(digest)
-        if digest in self._waiting_since_ns:
-            self._recorder.add("waited_count")
+            self._counted_once.add(digest)
+        if digest in self._waiting:
+            self.recorder.add("waited_count")
         else:
-            self._recorder.add("hit_count")
-            self._recorder.add("saved_ns", record.provenance.tuning_ns)
+            self.recorder.add("hit_count")
+            self.recorder.add("saved_ns", record.provenance.tuning_ns)
         return record
 
     def _claim(self, key: TuneKey) -> Mine | Elsewhere:
         match self._ports.coordinator.claim(key.digest, key.op):
-            case Busy(holder):
-                return Elsewhere(holder)
+            case Busy(holder, progress):
+                return Elsewhere(holder, progress)
             case Unavailable(why):
                 self.warn_once("claims", "claims between processes do not work here (%s); every process measures for itself", why)
                 return Mine(None)
@@ -175,36 +167,23 @@ class Session:
 
         If another process published the key meanwhile, theirs counts: the first writer wins. A store that refuses costs one warning.
         """
-        self._recorder.add("tuned_count" if record.usable else "failed_count")
-        self._recorder.add("spent_ns", record.provenance.tuning_ns)
+        self.recorder.add("tuned_count" if record.usable else "failed_count")
+        self.recorder.add("spent_ns", record.provenance.tuning_ns)
         try:
-            winner = self._publish(record) if mine.share else self._in_memory(record)
+            winner = self.known.keep(record, share=mine.share)
         finally:
             self.abandon(mine)
-        self._misses.pop(record.digest, None)
         with self._lock:
-            self._known.add(record.digest)
-        kept = self._overlay.publish(winner)
-        return kept.entry if isinstance(kept, Present) else winner
+            self._counted_once.add(record.digest)
+        return winner
 
-    def _publish(self, record: Record) -> Record:
-        if self._ports.records is None:
-            return self._in_memory(record)
-        try:
-            answer = self._ports.records.publish(record)
-        except CacheStoreError as error:
-            self.warn_once(type(error).__name__, "%s; results of this session that cannot be stored stay in memory", error)
-            return self._in_memory(record)
-        return answer.entry if isinstance(answer, Present) else record
-
-    def _in_memory(self, record: Record) -> Record:
-        self._recorder.add("unshared_count")
-        return record
+    def _store_refused(self, error: CacheStoreError) -> None:
+        self.warn_once(type(error).__name__, "%s; results of this session that cannot be stored stay in memory", error)
 
     def give_up(self, mine: Mine, key: TuneKey, *, out_of_memory: bool) -> None:
         """End work that has no result to keep: it is not tried again in this session, and the claim is free."""
         self._spent.add(key.digest)
-        self._recorder.add("out_of_memory_count" if out_of_memory else "unshared_count")
+        self.recorder.add("out_of_memory_count" if out_of_memory else "unshared_count")
         self.abandon(mine)
 
     def abandon(self, mine: Mine) -> None:
@@ -220,26 +199,49 @@ class Session:
         clock = self._ports.clock
         started = clock.monotonic_ns()
         for key in keys:
-            self._waiting_since_ns.setdefault(key.digest, started)
+            self._waiting.setdefault(key.digest, Wait(started, "", started))
         pause_s = _FIRST_PAUSE_S
         while not self._any_ready(keys):
             clock.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        self.recorder.add("waited_ns", clock.monotonic_ns() - started)
 
     def _any_ready(self, keys: Collection[TuneKey]) -> bool:
         for key in keys:
-            if isinstance(self._look(key.digest), Hit):
+            if self._look(key.digest) is not None:
                 return True
             answer = self._claim(key)
             if isinstance(answer, Mine):
                 self._ready[key.digest] = answer
                 return True
-            waited_ns = self._ports.clock.monotonic_ns() - self._waiting_since_ns[key.digest]
-            if waited_ns > self._max_wait_ns:
-                logger.warning("waited %.0f s for %s, which measures it; measuring here, for memory only", waited_ns / 1e9, answer.holder)
+            if self._is_too_long(self._waiting[key.digest], answer):
                 self._ready[key.digest] = Mine(None, share=False)
                 return True
         return False
+
+    def _is_too_long(self, wait: Wait, other: Elsewhere) -> bool:
+        """Whether somebody else has had their time: in all, or without progress where they can be seen at work."""
+        now = self._ports.clock.monotonic_ns()
+        if other.progress != wait.progress:
+            wait.progress, wait.progress_since_ns = other.progress, now
+        waited_s, stalled_s = (now - wait.since_ns) / 1e9, (now - wait.progress_since_ns) / 1e9
+        if waited_s <= self._limits.max_wait_s and (not other.progress or stalled_s <= self._limits.stall_s):
+            return False
+        logger.warning(
+            "waited %.0f s for %s, without progress for %.0f s; measuring here, for memory only", waited_s, other.holder, stalled_s
+        )
+        return True
+
+    def count(self, op: str) -> int:
+        """Return how often this was asked for an op before: the number of a call that all ranks make."""
+        with self._lock:
+            self._counts[op] += 1
+            return self._counts[op]
+
+    def note_work(self, work: str) -> None:
+        """Say what is being measured, for those who wait."""
+        if self.group is not None:
+            self.group.ranks.note(work)
 
     # -- rules, reports, end ----------------------------------------------------------------------------------------------------
 
@@ -252,13 +254,41 @@ class Session:
         return self._rules.in_force(device)
 
     def commit(self) -> None:
-        """Keep the rules of this session for later processes. Never raises; a store that refuses costs one warning."""
-        if self.mode is not Mode.AUTO:
-            return
-        try:
-            self._rules.store()
-        except CacheStoreError as error:
-            self.warn_once("rules", "%s; a process that only attaches will look for records under each op's own buckets", error)
+        """End the session: agree with the other ranks, and keep the rules for later processes.
+
+        Never raises; a store that refuses costs one warning. Among ranks, every rank must call this or ``leave``.
+        """
+        if self.mode is Mode.AUTO:
+            try:
+                self._rules.store()
+            except CacheStoreError as error:
+                self.warn_once("rules", "%s; a process that only attaches will look for records under each op's own buckets", error)
+        if self.group is not None:
+            self._agree(self.group)
+
+    def _agree(self, group: Group) -> None:
+        counts = self.report()
+        stats = {
+            "host": group.ranks.members[group.ranks.rank].host,
+            "measured_count": counts.tuned_count + counts.failed_count,
+            "waited_count": counts.waited_count,
+            "spent_ns": counts.spent_ns,
+            "waited_ns": counts.waited_ns,
+        }
+        agreement, refusal = self.choices.commit(group, self._ports.records, stats, self._ports.clock.unix_ns())
+        if refusal is not None:
+            self.warn_once("settled", "%s; later starts will settle it again", refusal)
+        self.recorder.agreed(agreement.shared_count, len(agreement.settled), agreement.local_count, agreement.rank_stats)
+        self._end_group()
+
+    def leave(self) -> None:
+        """End the session without agreeing, so that no other rank waits for this one. Never raises."""
+        if self.group is not None:
+            self.group.ranks.leave()
+            self._end_group()
+
+    def _end_group(self) -> None:
+        self.group = self.known.group = None
 
     def drop(self, keys: Iterable[TuneKey]) -> None:
         """Free claims on ``keys`` that were taken while waiting and not used."""
@@ -266,14 +296,9 @@ class Session:
             if (unused := self._ready.pop(key.digest, None)) is not None:
                 self.abandon(unused)
 
-    @property
-    def recorder(self) -> Recorder:
-        """Where the adapter counts."""
-        return self._recorder
-
     def report(self) -> Report:
         """Return what happened so far."""
-        return self._recorder.report()
+        return self.recorder.report()
 
     def warn_once(self, topic: str, message: str, *values: object) -> None:
         """Log a warning, once per topic and session."""
@@ -282,39 +307,3 @@ class Session:
                 return
             self._warned.add(topic)
         logger.warning(message, *values)
-
-
-class _Rules:
-    """The rules of this session and those kept by earlier ones, per device model."""
-
-    def __init__(self, log: RulesLog | None) -> None:
-        self._log = log
-        self._own: dict[bytes, SessionRules] = {}
-        self._orders: dict[bytes, tuple[Rule, ...]] = {}
-
-    def note(self, device: dict[str, Value], rule: Rule) -> None:
-        name = encode(device)
-        own = self._own.get(name, SessionRules(device, ()))
-        if own.rules[-1:] != (rule,):
-            kept = tuple(earlier for earlier in own.rules if earlier != rule)
-            self._own[name] = replace(own, rules=(*kept, rule))
-            self._orders.pop(name, None)
-
-    def in_force(self, device: dict[str, Value]) -> tuple[Rule, ...]:
-        name = encode(device)
-        order = self._orders.get(name)
-        if order is None:
-            own = self._own.get(name)
-            kept = () if self._log is None else self._log.latest(SessionRules(device, ()).digest)
-            sessions = (own, *kept) if own is not None else kept
-            tried = [rule for session in sessions for rule in session.search_order()]
-            order = self._orders[name] = tuple(dict.fromkeys((*tried, NO_RULE)))
-        return order
-
-    def reload(self) -> None:
-        self._orders.clear()
-
-    def store(self) -> None:
-        if self._log is not None:
-            for rules in self._own.values():
-                self._log.append(rules)

@@ -52,12 +52,15 @@ def test_defaults():
         "mode": "auto",
         "durable": True,
         "max_wait_s": 600.0,
+        "stall_s": 120.0,
+        "dead_after_s": 15.0,
+        "address": None,
     }
     assert {row["source"] for row in rows.values()} == {"default"}
 
 
 def test_empty_variables_count_as_unset():
-    names = ("DIR", "PATH", "TRUST", "MODE", "DURABLE", "MAX_WAIT_S")
+    names = ("DIR", "PATH", "TRUST", "MODE", "DURABLE", "MAX_WAIT_S", "STALL_S", "DEAD_AFTER_S", "ADDRESS")
     assert load(environ={**{f"FI_CACHESTORE_{name}": "" for name in names}, **HOME}).rows() == load(environ=HOME).rows()
 
 
@@ -68,6 +71,9 @@ def test_variables_are_read_and_named():
         "FI_CACHESTORE_MODE": "replay",
         "FI_CACHESTORE_DURABLE": "0",
         "FI_CACHESTORE_MAX_WAIT_S": "2.5",
+        "FI_CACHESTORE_STALL_S": "3",
+        "FI_CACHESTORE_DEAD_AFTER_S": "4",
+        "FI_CACHESTORE_ADDRESS": "10.0.0.7",
         **HOME,
     }
     found = load(environ=environ)
@@ -75,7 +81,8 @@ def test_variables_are_read_and_named():
     assert found.trusted.value == (Path("/t1"), Path("/t2"))
     assert found.mode.value is Mode.REPLAY
     assert found.durable.value is False
-    assert found.max_wait_s.value == 2.5
+    assert (found.max_wait_s.value, found.stall_s.value, found.dead_after_s.value) == (2.5, 3.0, 4.0)
+    assert found.address.value == "10.0.0.7"
     sources = {name: row["source"] for name, row in found.rows().items()}
     assert sources == {
         "root": "default",
@@ -84,6 +91,9 @@ def test_variables_are_read_and_named():
         "mode": "FI_CACHESTORE_MODE",
         "durable": "FI_CACHESTORE_DURABLE",
         "max_wait_s": "FI_CACHESTORE_MAX_WAIT_S",
+        "stall_s": "FI_CACHESTORE_STALL_S",
+        "dead_after_s": "FI_CACHESTORE_DEAD_AFTER_S",
+        "address": "FI_CACHESTORE_ADDRESS",
     }
 
 
@@ -100,6 +110,8 @@ def test_an_argument_beats_the_variable():
         ("MAX_WAIT_S", "-1"),
         ("MAX_WAIT_S", "nan"),
         ("MAX_WAIT_S", "inf"),
+        ("STALL_S", "-2"),
+        ("DEAD_AFTER_S", "never"),
         ("PATH", "@:@"),
     ],
 )

@@ -12,13 +12,14 @@ from fi_cachestore.coordination.local import LocalCoordinator
 from fi_cachestore.coordination.port import SystemClock, Unavailable
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import NO_RULE, Rule
-from fi_cachestore.session import Answered, Elsewhere, Mine, Ports, Session, Spent
+from fi_cachestore.session import Ports, Session
 from fi_cachestore.store.loose import LooseStore
 from fi_cachestore.store.memory import MemoryStore
 from fi_cachestore.store.port import Hit, Miss
 from fi_cachestore.store.rules_log import RulesLog
 from fi_cachestore.testing.faults import DISK_FULL, FaultyWriter, fail_at
 from fi_cachestore.testing.samples import sample_key, sample_record
+from fi_cachestore.work import Answered, Elsewhere, Limits, Mine, Spent
 
 DEVICE = {"device": "cpu"}
 
@@ -51,7 +52,7 @@ class World:
 
     def session(self, mode=Mode.AUTO, max_wait_s=60.0, **ports):
         given = {"records": self.store, "rules": None, "coordinator": self.coordinator, "clock": self.clock, **ports}
-        return Session(mode, Ports(**given), max_wait_s=max_wait_s)
+        return Session(mode, Ports(**given), Limits(max_wait_s))
 
 
 @pytest.fixture
@@ -235,7 +236,7 @@ def test_a_session_without_a_store_keeps_everything_in_memory(world):
 def test_a_later_session_starts_with_what_an_earlier_one_keeps_in_memory(world):
     earlier = world.session(records=None)
     earlier.finish(earlier.begin(sample_key(1)), sample_record(1))
-    later = Session(Mode.AUTO, Ports(None, None, world.coordinator, world.clock), max_wait_s=1, earlier=earlier)
+    later = Session(Mode.AUTO, Ports(None, None, world.coordinator, world.clock), Limits(1), earlier=earlier)
     assert later.begin(sample_key(1)) == Answered(sample_record(1))
     assert later.report().tuned_count == 0
 
@@ -295,7 +296,7 @@ def test_threads_of_one_session_share_the_work(tmp_path):
     session = Session(
         Mode.AUTO,
         Ports(LooseStore(tmp_path, "objects", Record, durable=False), None, FileCoordinator(tmp_path / "claims"), SystemClock()),
-        max_wait_s=30,
+        Limits(30),
     )
     count, keys = 4, [sample_key(number) for number in range(12)]
     barrier, measured = threading.Barrier(count), []

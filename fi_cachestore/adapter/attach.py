@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 import flashinfer.autotuner
@@ -16,22 +16,25 @@ from flashinfer.version import __version__ as flashinfer_version
 from fi_cachestore import config
 from fi_cachestore.adapter.contracts import flashinfer_contracts
 from fi_cachestore.adapter.introspect import Introspector
+from fi_cachestore.adapter.joining import Meeting, boot_id, environment_of, meet, timings_averaged_over
 from fi_cachestore.adapter.policy import rule_fields
-from fi_cachestore.adapter.state import AdapterState, Attached, Overrides
+from fi_cachestore.adapter.state import AdapterState, Attached, Overrides, default_device
 from fi_cachestore.adapter.symbols import check
 from fi_cachestore.adapter.tuner import CacheStoreTuner
 from fi_cachestore.config import Mode, Settings
 from fi_cachestore.coordination.files import FileCoordinator
 from fi_cachestore.coordination.local import LocalCoordinator
-from fi_cachestore.coordination.port import SystemClock
+from fi_cachestore.coordination.port import Coordinator, SystemClock
+from fi_cachestore.coordination.ranks import Layered
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.environment.manifest import manifest
 from fi_cachestore.errors import CacheStoreError, ConfigError, UnsupportedFlashInferError
 from fi_cachestore.records.rules import Rule
 from fi_cachestore.report import Report
 from fi_cachestore.session import Ports, Session
-from fi_cachestore.store.open import open_session_root
-from fi_cachestore.store.roots import write_manifest
+from fi_cachestore.store.open import open_session_root, read_only_paths
+from fi_cachestore.store.roots import OpenRoot, root_name, write_manifest
+from fi_cachestore.work import Limits
 
 logger: Final = logging.getLogger("fi_cachestore")
 
@@ -42,16 +45,24 @@ _lock = threading.RLock()
 class SessionHandle:
     """What ``autotune`` and ``attach`` give: the session's report, and the way out. Thread-safe."""
 
-    def __init__(self, mode: Mode, attached: Attached | None = None, state: AdapterState | None = None) -> None:
-        """Wrap a session of a tuner's state; neither where FlashInfer is untouched."""
+    def __init__(
+        self, mode: Mode, attached: Attached | None = None, state: AdapterState | None = None, meeting: Meeting | None = None
+    ) -> None:
+        """Wrap a session of a tuner's state; neither where FlashInfer is untouched. ``meeting`` has the ranks it is among."""
         self.mode = mode
         self._attached = attached
         self._state = state
+        self._meeting = meeting
 
     @property
     def is_attached(self) -> bool:
         """Whether FlashInfer's tuner works with this session."""
         return self._state is not None and self._attached in self._state.attached
+
+    @property
+    def is_among_ranks(self) -> bool:
+        """Whether the session shares its measurements with other ranks."""
+        return self._meeting is not None
 
     def report(self) -> Report:
         """Return what the session did so far."""
@@ -70,16 +81,36 @@ class SessionHandle:
 
     @contextlib.contextmanager
     def tuning(self) -> Iterator[None]:
-        """Have the session measure what FlashInfer's tuning contexts bring up; at the end, keep its rules for later processes."""
-        if self._attached is None or self._state is None:
-            yield
-            return
+        """Have the session measure what FlashInfer's tuning contexts bring up."""
         self._count(1)
         try:
             yield
         finally:
             self._count(-1)
+
+    @contextlib.contextmanager
+    def committing(self) -> Iterator[None]:
+        """End the session with the block: keep its rules for later processes, and agree with the other ranks.
+
+        A block that raises agrees with nobody; the other ranks go on without this one.
+        """
+        if self._attached is None or self._state is None:
+            yield
+            return
+        try:
+            yield
+        except BaseException:
+            self._attached.session.leave()
+            self._part(linger=True)
+            raise
+        finally:
             _commit(self._attached, self._state)
+            self._part(linger=False)
+
+    def _part(self, *, linger: bool) -> None:
+        if self._meeting is not None and self._state is not None:
+            self._state.part(self._meeting, linger=linger)
+            self._meeting = None
 
     def _count(self, step: int) -> None:
         if self._attached is not None and self._state is not None:
@@ -100,13 +131,20 @@ def autotune(
     round_up: bool | None = None,
     skip_ops: str | set[str] | None = None,
     cuda_graph_profile_replays: int | None = None,
+    share_tuning: bool = True,
+    collective_ops: str | Collection[str] = (),
 ) -> Iterator[SessionHandle]:
     """Tune with records, in place of ``flashinfer.autotune`` and ``autotune_v2``.
 
     Inside, ops without a record are measured by FlashInfer's own loop and published at once; after it, the process keeps serving from
     the records, under the same buckets, rounding and policy, on every thread, until ``detach``. Contexts of FlashInfer may be opened
     inside. ``root`` and ``mode`` default to the settings of ``config``; the other arguments are FlashInfer's (``policy`` is its
-    ``MeasurementPolicy``). With ``tune_mode=False`` nothing is measured. ``group`` is reserved: several ranks tune for themselves.
+    ``MeasurementPolicy``). With ``tune_mode=False`` nothing is measured.
+
+    ``group`` is a ``torch.distributed`` process group (gloo preferred) whose ranks all enter and leave together: each profile is measured
+    by one of them, and at the end all serve the same runner and tactic for calls that several make. FlashInfer's process group is set
+    to it for the block, for callers that look. ``collective_ops`` names ops whose runners communicate while they run, beyond those that
+    are known to: all ranks measure these together. Without ``share_tuning`` every rank measures for itself, for memory only.
 
     A cache that cannot be used costs one warning, never an exception.
 
@@ -117,14 +155,15 @@ def autotune(
     buckets = None if tuning_buckets is None else tuple(sorted(set(tuning_buckets)))
     skipped = frozenset({skip_ops} if isinstance(skip_ops, str) else skip_ops or ())
     rule = Rule(buckets, bool(round_up), cuda_graph_profile_replays, **rule_fields(policy))
-    because = None if group is None else "groups of ranks are not supported yet"
-    handle = _open(root, mode, Overrides(rule, policy, skipped), ephemeral_because=because)
+    collective = frozenset({collective_ops} if isinstance(collective_ops, str) else collective_ops)
+    handle = _open(root, mode, Overrides(rule, policy, skipped, collective), group=group, share_tuning=share_tuning)
     forwarded: dict[str, Any] = {"tuning_buckets": tuning_buckets, "round_up": round_up, "skip_ops": skip_ops}
     if cuda_graph_profile_replays is not None:
         forwarded["cuda_graph_profile_replays"] = cuda_graph_profile_replays
     # FlashInfer's plain context nests in itself and in autotune_v2; autotune_v2 does not, and is never held open here.
     measuring = handle.tuning() if tune_mode else contextlib.nullcontext()
-    with flashinfer.autotuner.autotune(tune_mode, **forwarded), measuring:
+    averaging = timings_averaged_over(group) if handle.is_among_ranks else contextlib.nullcontext()
+    with handle.committing(), averaging, flashinfer.autotuner.autotune(tune_mode, **forwarded), measuring:
         yield handle
 
 
@@ -149,22 +188,63 @@ def detach() -> None:
 
 
 def _open(
-    root: str | os.PathLike[str] | None, mode: str | Mode | None, overrides: Overrides, *, ephemeral_because: str | None = None
+    root: str | os.PathLike[str] | None, mode: str | Mode | None, overrides: Overrides, *, group: Any = None, share_tuning: bool = True
 ) -> SessionHandle:
     settings = _settings(root, mode)
-    if settings.mode.value is Mode.OFF:
-        return SessionHandle(Mode.OFF)
+    state, opened, cannot = None, None, ""
     with _lock:
-        try:
-            tuner = AutoTuner.get()
-            check(flashinfer.autotuner, flashinfer_version, tuner)
-        except UnsupportedFlashInferError as error:
-            logger.warning("%s", error)
+        if settings.mode.value is not Mode.OFF:
+            state, cannot = _supported()
+        if state is not None and settings.mode.value is not Mode.EPHEMERAL:
+            opened, cannot = _opened(settings)
+    meeting = None if group is None else _met(group, settings, state, opened, cannot)
+    if group is not None and meeting is None:
+        opened, cannot = None, ""  # said already
+    with _lock:
+        if state is None:
+            if meeting is not None:
+                meeting.end(linger=False)
             return SessionHandle(Mode.OFF)
-        state = _state(tuner)
-        attached = _attached(settings, state, overrides, ephemeral_because)
+        attached = _attached(settings, state, overrides, opened, cannot, meeting, share_tuning=share_tuning)
+        attached.process_group = group
         state.put_first(attached)
-        return SessionHandle(attached.session.mode, attached, state)
+        return SessionHandle(attached.session.mode, attached, state, meeting)
+
+
+def _supported() -> tuple[AdapterState | None, str]:
+    """Return the tuner's adapter state, or ``None`` and why FlashInfer stays untouched."""
+    try:
+        tuner = AutoTuner.get()
+        check(flashinfer.autotuner, flashinfer_version, tuner)
+    except UnsupportedFlashInferError as error:
+        logger.warning("%s", error)
+        return None, str(error)
+    return _state(tuner), ""
+
+
+def _opened(settings: Settings) -> tuple[OpenRoot | None, str]:
+    """Return the opened root, or ``None`` and why there is none."""
+    try:
+        return open_session_root(settings), ""
+    except CacheStoreError as error:
+        return None, str(error)
+
+
+def _met(group: Any, settings: Settings, state: AdapterState | None, opened: OpenRoot | None, cannot: str) -> Meeting | None:
+    """Meet the ranks of ``group`` and start alike; ``None`` (said once) where nothing can be shared."""
+    environment = {} if state is None else environment_of(state.introspector.environments.of(default_device()))
+    name = "" if opened is None else root_name([opened.path, *read_only_paths(settings)], boot_id())
+    try:
+        meeting = meet(group, settings, SystemClock(), root_name=name, cannot=cannot, environment=environment)
+    except Exception as error:  # noqa: BLE001 - whatever the group's collectives raise: the cache must not be what stops the engine
+        logger.warning("the ranks of the group do not meet (%s); every rank tunes for itself, in memory", str(error).splitlines()[0])
+        return None
+    if meeting.group is None:
+        logger.warning("%s; every rank tunes for itself, in memory", meeting.why_not)
+        return None
+    if opened is not None and (received := meeting.group.level(opened.records)):
+        logger.info("%d records of other hosts came in", received)
+    return meeting
 
 
 def _settings(root: str | os.PathLike[str] | None, mode: str | Mode | None) -> Settings:
@@ -188,24 +268,32 @@ def _state(tuner: Any) -> AdapterState:
     return state
 
 
-def _attached(settings: Settings, state: AdapterState, overrides: Overrides, ephemeral_because: str | None) -> Attached:
+def _attached(
+    settings: Settings,
+    state: AdapterState,
+    overrides: Overrides,
+    opened: OpenRoot | None,
+    cannot: str,
+    meeting: Meeting | None,
+    *,
+    share_tuning: bool,
+) -> Attached:
     """Return a session for the settings, ephemeral (said once) where its root cannot be used."""
     identity = (settings.root.value, settings.path.value, settings.mode.value)
     earlier = next((known.session for known in state.attached if known.identity == identity), None)
-    max_wait_s = settings.max_wait_s.value
-    if settings.mode.value is not Mode.EPHEMERAL and ephemeral_because is None:
-        try:
-            opened = open_session_root(settings)
-        except CacheStoreError as error:
-            ephemeral_because = str(error)
-        else:
-            ports = Ports(opened.records, opened.rules, FileCoordinator(opened.claims), state.clock)
-            session = Session(settings.mode.value, ports, max_wait_s=max_wait_s, earlier=earlier)
-            return Attached(session, overrides, identity, opened.path)
-    if ephemeral_because is not None:
-        logger.warning("%s; tuning stays in memory", ephemeral_because)
-    ports = Ports(None, None, LocalCoordinator(), state.clock)
-    return Attached(Session(Mode.EPHEMERAL, ports, max_wait_s=max_wait_s, earlier=earlier), overrides, identity)
+    limits = Limits(settings.max_wait_s.value, settings.stall_s.value)
+    group = None if meeting is None else meeting.group
+    if opened is None:
+        if cannot:
+            logger.warning("%s; tuning stays in memory", cannot)
+        ports = Ports(None, None, LocalCoordinator(), state.clock, group=group)
+        return Attached(Session(Mode.EPHEMERAL, ports, limits, earlier=earlier), overrides, identity)
+    coordinator: Coordinator = FileCoordinator(opened.claims) if share_tuning else LocalCoordinator()
+    if group is not None and share_tuning:
+        coordinator = Layered(group.ranks, coordinator)
+    ports = Ports(opened.records, opened.rules, coordinator, state.clock, opened.settled, group)
+    session = Session(settings.mode.value, ports, limits, share_tuning=share_tuning, earlier=earlier)
+    return Attached(session, overrides, identity, opened.path)
 
 
 def _commit(attached: Attached, state: AdapterState) -> None:

@@ -19,9 +19,10 @@ from flashinfer import autotuner as flashinfer_autotuner
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
 from fi_cachestore import __version__
-from fi_cachestore.adapter import serve
+from fi_cachestore.adapter import serve, together
 from fi_cachestore.adapter.frames import Frame, Step, Trial
 from fi_cachestore.adapter.introspect import RunnerView
+from fi_cachestore.adapter.listed import refuse_unlisted
 from fi_cachestore.adapter.serve import Description
 from fi_cachestore.adapter.state import Attached
 from fi_cachestore.adapter.tactics import is_default
@@ -32,7 +33,8 @@ from fi_cachestore.keys.canonical import encode
 from fi_cachestore.keys.model import TuneKey
 from fi_cachestore.records.choosing import ranked
 from fi_cachestore.records.record import DEFAULT_TACTIC, Provenance, Record
-from fi_cachestore.session import Answered, Elsewhere, Mine, Session
+from fi_cachestore.session import Session
+from fi_cachestore.work import Answered, Elsewhere, Mine
 
 if TYPE_CHECKING:
     from fi_cachestore.adapter.tuner import CacheStoreTuner
@@ -52,20 +54,35 @@ def choose(
     if described is None:
         with tuner.memory_only():
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
-    if described.is_collective:
-        tuner.state.note_ephemeral(op, "collective op without a group")
-        return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     profiles = tuner._generate_optimization_profiles(described.calls[0].config, inputs)
     shapes = [profile.get_opt_shapes() for profile in profiles]
     whole_call = encode([described.fingerprint, list(shapes)])
     if not tuner.state.is_tuned(whole_call):
-        for index in range(len(runners)):
-            steps = [_step(tuner, described.view(0, index), opt_shapes) for opt_shapes in shapes]
-            _see_to(tuner, attached.session, described.view(0, index), steps, config)
+        steps = [[_step(tuner, described.view(0, index), opt_shapes) for opt_shapes in shapes] for index in range(len(runners))]
+        if described.is_collective or op in attached.overrides.collective_ops:
+            if not together.see_to(tuner, attached, described, steps, lambda view, frame: _pass(tuner, view, frame, config)):
+                tuner.state.note_ephemeral(op, "collective op that not all ranks of a group ask for")
+                return runners[0], DEFAULT_TACTIC
+        else:
+            _see_to_all(tuner, attached.session, described, profiles, steps, config)
         tuner.state.forget_answers()
         tuner.state.set_tuned(whole_call)
     decision = serve.answer(tuner, described)
     return runners[decision.runner_index], decision.tactic
+
+
+def _see_to_all(
+    tuner: CacheStoreTuner, session: Session, described: Description, profiles: list[Any], steps: list[list[Step]], config: TuningConfig
+) -> None:
+    """Have every profile of every runner answered, and note the calls that these are, for ranks to agree on."""
+    session.ask_ranks(step.key for of_runner in steps for step in of_runner if step.keys)
+    for index, of_runner in enumerate(steps):
+        view = described.view(0, index)
+        _see_to(tuner, session, view, of_runner, config)
+        refuse_unlisted(tuner, session, view, profiles, of_runner)
+    for of_profile in zip(*steps, strict=True):
+        if all(step.keys for step in of_profile):
+            session.choices.note(tuple(step.key.digest if step.record is None else step.record.digest for step in of_profile))
 
 
 def _describe(
@@ -80,7 +97,7 @@ def _describe(
     """Describe a tuning call, and note the rule it is made under; ``None`` (said once) for a call that stays in memory."""
     state = tuner.state
     group = getattr(flashinfer_autotuner, "get_autotune_process_group", lambda: None)()
-    if group is not None:
+    if group is not None and attached.session.group is None:
         state.suspend("FlashInfer averages its timings over a process group")
     if state.suspended_because is not None or attached.session.mode is Mode.EPHEMERAL:
         attached.session.recorder.ephemeral(state.suspended_because or "mode ephemeral")  # the session has said so
@@ -158,6 +175,9 @@ def next_profile(tuner: CacheStoreTuner, frame: Frame) -> bool:
     frame.position += 1
     if step.is_done:
         return True
+    if frame.is_together:
+        frame.trial = Trial(step, Mine(None, share=frame.leads), tuner.state.clock.monotonic_ns())
+        return False
     match frame.session.begin(step.key, step.keys[1:]):
         case Mine() as mine:
             frame.trial = Trial(step, mine, tuner.state.clock.monotonic_ns())
@@ -211,17 +231,19 @@ def timed(frame: Frame, measure: Callable[[Any], float], tactic: Any) -> float:
     if frame.races_default and trial.default() is None and not any(map(is_default, [tactic, *(trial.listed or ())])):
         trial.is_default_raced = True
         with contextlib.suppress(Exception):
-            _timed_once(trial, measure, DEFAULT_TACTIC)
+            _timed_once(frame, trial, measure, DEFAULT_TACTIC)
         if trial.is_out_of_memory:
             raise torch.cuda.OutOfMemoryError
     known = trial.default() if is_default(tactic) else None
     if known is None:
-        return _timed_once(trial, measure, tactic)
+        return _timed_once(frame, trial, measure, tactic)
     trial.is_default_raced = False  # it was in the list after all, in a version of FlashInfer that does not show its list
     return known[0] / 1e6 if known[0] is not None else float("inf")
 
 
-def _timed_once(trial: Trial, measure: Callable[[Any], float], tactic: Any) -> float:
+def _timed_once(frame: Frame, trial: Trial, measure: Callable[[Any], float], tactic: Any) -> float:
+    key = trial.step.key
+    frame.session.note_work(f"{key.op} {key.digest[:12]} tactic {tactic!r:.60}")
     try:
         time_ms = measure(tactic)
     except Exception as error:

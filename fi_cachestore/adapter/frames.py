@@ -20,7 +20,8 @@ from fi_cachestore.keys.canonical import Value, encode
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.model import TuneKey
 from fi_cachestore.records.record import Measurement, Record, TacticSpace
-from fi_cachestore.session import Mine, Session
+from fi_cachestore.session import Session
+from fi_cachestore.work import Mine
 
 
 @dataclass(slots=True)
@@ -81,13 +82,18 @@ class Trial:
 
 @dataclass(slots=True)
 class Frame:
-    """One drive of FlashInfer's loop. ``races_default`` is false where the caller wants a ranking of the runner's own list."""
+    """One drive of FlashInfer's loop. ``races_default`` is false where the caller wants a ranking of the runner's own list.
+
+    ``is_together``: all ranks drive it in step, and the one that ``leads`` publishes.
+    """
 
     session: Session
     runner: TunableRunner
     device: Device
     steps: list[Step]
     races_default: bool = True
+    is_together: bool = False
+    leads: bool = False
     position: int = 0
     trial: Trial | None = None
     elsewhere: list[TuneKey] = field(default_factory=list)

@@ -17,8 +17,10 @@ from fi_cachestore.adapter.introspect import Call, RunnerView, device_of
 from fi_cachestore.adapter.state import AdapterState, Decision
 from fi_cachestore.adapter.tactics import find_in, is_default, is_plain_value, own_list, tactic_value
 from fi_cachestore.config import Mode
+from fi_cachestore.coordination.agreement import Pair, pair_of
 from fi_cachestore.errors import Gap
 from fi_cachestore.keys.canonical import Value, encode
+from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.model import TuneKey
 from fi_cachestore.records.choosing import Candidate, Choice, preference
 from fi_cachestore.records.record import DEFAULT_TACTIC, Record, TacticSpace
@@ -126,19 +128,33 @@ def answer(tuner: CacheStoreTuner, described: Description) -> Decision:
 
 
 def decide(tuner: CacheStoreTuner, described: Description) -> Decision:
-    """Choose from the records of all runners; the default where none may be served."""
-    found = []
-    for index in range(len(described.runners)):
-        record = _record(tuner.state, described, index)
-        if record is not None:
-            found.append(Candidate(index, record))
+    """Choose from the records of all runners, or what ranks settled; the default where none may be served."""
+    session = tuner.state.current.session
+    rows = [_record(tuner.state, described, index) for index in range(len(described.runners))]
+    settled = _settled(tuner.state, described, rows)
+    found = [Candidate(index, record) for index, record in enumerate(rows) if record is not None]
     for choice in preference(found):
+        if settled is not None and settled != pair_of(choice.record.digest, encode(choice.tactic)):
+            continue
         view = described.view(0, choice.runner_index)
-        usable, tactic = resolve(tuner, view, choice)
-        if usable:
-            return Decision(choice.runner_index, tactic, is_hit=True)
-        tuner.state.current.session.recorder.add("refused_count")
+        if not any(attached.session.choices.is_refused(choice.record.digest, choice.tactic) for attached in tuner.state.attached):
+            usable, tactic = resolve(tuner, view, choice)
+            if usable:
+                return Decision(choice.runner_index, tactic, is_hit=True)
+        session.recorder.add("refused_count")
     return _DEFAULT
+
+
+def _settled(state: AdapterState, described: Description, rows: Sequence[Record | None]) -> Pair | None:
+    """Return what ranks settled for the call, by the records it has and, where it has none, the first key it would be tuned under."""
+    call: list[Digest] = []
+    for index, record in enumerate(rows):
+        keys = () if record is not None else described.view(0, index).keys(described.calls[0].bucket(), serving=True)
+        digest = record.digest if record is not None else next((key.digest for key in keys if isinstance(key, TuneKey)), None)
+        if digest is None:
+            return None
+        call.append(digest)
+    return next((pair for a in state.attached if (pair := a.session.choices.settled(tuple(call))) is not None), None)
 
 
 def _record(state: AdapterState, described: Description, runner_index: int) -> Record | None:

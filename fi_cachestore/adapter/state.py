@@ -11,6 +11,7 @@ import torch
 
 from fi_cachestore.adapter.frames import Frames, OwnObjects
 from fi_cachestore.adapter.introspect import Introspector
+from fi_cachestore.adapter.joining import Meeting
 from fi_cachestore.coordination.port import Clock
 from fi_cachestore.environment.facets import Device
 from fi_cachestore.errors import Gap
@@ -39,6 +40,7 @@ class Overrides:
     rule: Rule = NO_RULE
     policy: Any = None
     skip_ops: frozenset[str] = frozenset()
+    collective_ops: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +51,7 @@ class Attached:
     overrides: Overrides
     identity: tuple[object, ...]
     root: Path | None = None
+    process_group: Any = None
     tuning_count: int = 0
     devices: set[Device] = field(default_factory=set)
 
@@ -69,6 +72,7 @@ class AdapterState:
         self._tuned: set[bytes] = set()
         self._in_force: dict[str, Rule] = {}
         self._logged: set[object] = set()
+        self._lingering: list[Meeting] = []
 
     # -- sessions ---------------------------------------------------------------------------------------------------------------
 
@@ -82,6 +86,13 @@ class AdapterState:
         """Take a session off, wherever it stands."""
         self.attached = tuple(known for known in self.attached if known is not attached)
         self.forget()
+
+    def part(self, meeting: Meeting, *, linger: bool) -> None:
+        """End a meeting of ranks. One that this rank leaves early is served on until the next one ends, for those who are still in it."""
+        meeting.end(linger=linger)
+        earlier, self._lingering = self._lingering, [meeting] if linger else []
+        for over in earlier:
+            over.joined.close()
 
     @property
     def current(self) -> Attached:
@@ -106,7 +117,7 @@ class AdapterState:
         """Return the rule for code that asks FlashInfer without a call at hand, outside any context of this thread."""
         if (tuning := self.tuning) is not None:
             return tuning.overrides.rule
-        device = _default_device()
+        device = default_device()
         rule = self._in_force.get(device.type)
         if rule is None:
             rule = self._in_force[device.type] = self.rules(device)[0]
@@ -169,5 +180,6 @@ class AdapterState:
         logger.warning("%s stays ephemeral (tuned per process, in memory): %s", op, detail)
 
 
-def _default_device() -> Device:
+def default_device() -> Device:
+    """Return the device that calls of this process are about, as far as can be told without one."""
     return Device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else Device("cpu")

@@ -13,6 +13,7 @@ from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
 
 from fi_cachestore.adapter import drive, serve
 from fi_cachestore.adapter.frames import Frame, MemoryOnly
+from fi_cachestore.adapter.joining import timings_averaged_over
 from fi_cachestore.adapter.policy import from_rule, rule_fields
 from fi_cachestore.adapter.state import AdapterState
 from fi_cachestore.records.rules import Rule
@@ -185,7 +186,7 @@ class CacheStoreTuner(AutoTuner):
 
     @contextlib.contextmanager
     def _swapped(self, fresh: dict[str, Any], kept: tuple[str, ...]) -> Iterator[None]:
-        with self._lock:
+        with self._lock, self._measuring_alone():
             names = [name for name in (*fresh, *kept) if name in vars(self)]
             before = {name: vars(self)[name] for name in names}
             vars(self).update({name: item for name, item in fresh.items() if name in before})
@@ -193,6 +194,19 @@ class CacheStoreTuner(AutoTuner):
                 yield
             finally:
                 vars(self).update(before)
+
+    def _measuring_alone(self) -> contextlib.AbstractContextManager[None]:
+        """Hide FlashInfer's process group among ranks: one of them measures, and there is nothing to average."""
+        tuning, top = self._fi_cachestore.tuning, self._fi_cachestore.frames.top
+        if tuning is None or tuning.session.group is None or (isinstance(top, Frame) and top.is_together):
+            return contextlib.nullcontext()
+        return timings_averaged_over(None)
+
+    @contextlib.contextmanager
+    def averaging_over(self, process_group: Any) -> Iterator[None]:
+        """Run FlashInfer's loop on all ranks of a group at once."""
+        with self._lock, timings_averaged_over(process_group):
+            yield
 
     def plain_choose_one(self, *args: Any, **kwargs: Any) -> tuple[TunableRunner, Any]:
         """FlashInfer's own ``choose_one``."""

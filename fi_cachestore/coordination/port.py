@@ -47,9 +47,10 @@ class Claim(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Somebody else holds the claim; ``holder`` names who, as far as known."""
+    """Somebody else holds the claim; ``holder`` names who, as far as known. A change of ``progress`` means that they get on with it."""
 
     holder: str
+    progress: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fi_cachestore.errors import DamagedError
 from fi_cachestore.keys.digest import Digest, is_digest
 from fi_cachestore.records.envelope import MAX_SEALED_BYTES, MissReason
 from fi_cachestore.records.record import Record
+from fi_cachestore.records.settlement import Settlement
 from fi_cachestore.store.filesystem import OsFileSystem, Reader
 from fi_cachestore.store.loose import QUARANTINE, LooseReader
 from fi_cachestore.store.publish import TEMPORARY_SUFFIX
-from fi_cachestore.store.roots import RECORDS_FOLDER
+from fi_cachestore.store.roots import RECORDS_FOLDER, SETTLED_FOLDER
 from fi_cachestore.store.rules_log import RULES_NAME, RulesLog
 
 STRAY: Final = "stray"
@@ -37,6 +38,7 @@ class Verification:
     root: str
     record_count: int
     rules_count: int
+    settlement_count: int
     quarantined_count: int
     findings: tuple[Finding, ...]
 
@@ -44,30 +46,32 @@ class Verification:
 def verify(root: Path, *, reader: Reader | None = None) -> Verification:
     """Check every file under ``root``. Reads only, and never raises for what it finds there."""
     files: Reader = OsFileSystem() if reader is None else reader
-    found = [*_records(root, files), *_rules(root, files)]
+    records = _entries("record", LooseReader(root, RECORDS_FOLDER, Record, reader=files), files)
+    settled = _entries("settlement", LooseReader(root, SETTLED_FOLDER, Settlement, reader=files), files)
+    found = [*records, *settled, *_rules(root, files)]
     return Verification(
         root=str(root),
         record_count=sum(1 for kind, finding in found if kind == "record" and finding is None),
         rules_count=sum(1 for kind, finding in found if kind == "rules" and finding is None),
+        settlement_count=sum(1 for kind, finding in found if kind == "settlement" and finding is None),
         quarantined_count=sum(1 for _ in files.names(root / QUARANTINE)),
         findings=tuple(finding for _, finding in found if finding is not None),
     )
 
 
-def _records(root: Path, files: Reader) -> Iterator[tuple[str, Finding | None]]:
-    entries = LooseReader(root, RECORDS_FOLDER, Record, reader=files)
+def _entries(kind: str, entries: LooseReader[Any], files: Reader) -> Iterator[tuple[str, Finding | None]]:
     for path, digest in entries.files():
         if digest is None:
-            yield "record", _stray(path)
+            yield kind, _stray(path)
             continue
         try:
             entries.check(files.read(path, MAX_SEALED_BYTES), digest)
         except DamagedError as damage:
-            yield "record", Finding(str(path), damage.reason, damage.detail)
+            yield kind, Finding(str(path), damage.reason, damage.detail)
         except FileNotFoundError:
             continue  # removed while we looked
         else:
-            yield "record", None
+            yield kind, None
 
 
 def _rules(root: Path, files: Reader) -> Iterator[tuple[str, Finding | None]]:

@@ -27,6 +27,10 @@ class MemoryStore(Generic[E]):
         kept = self._entries.setdefault(entry.digest, entry)
         return Published("memory") if kept is entry else Present(kept, "memory")
 
+    def replace(self, entry: E) -> None:
+        """Keep ``entry`` in place of what is there: several ranks have agreed on it."""
+        self._entries[entry.digest] = entry
+
     def __iter__(self) -> Iterator[Digest]:
         """Yield the digests."""
         return iter(tuple(self._entries))

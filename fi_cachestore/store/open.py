@@ -47,6 +47,12 @@ def open_session_root(settings: Settings) -> OpenRoot:
     return open_root(root, before=before, after=after, durable=settings.durable.value)
 
 
+def read_only_paths(settings: Settings) -> list[Path]:
+    """Return the read-only roots, in the order of search."""
+    before, after = layer_paths(settings)
+    return [*before, *after]
+
+
 def layer_paths(settings: Settings) -> tuple[list[Path], list[Path]]:
     """Return the read-only roots searched before and after the writable one; without a mark it is searched first."""
     entries = settings.path.value

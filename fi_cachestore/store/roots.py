@@ -13,6 +13,7 @@ from typing import Final
 
 from fi_cachestore.errors import DamagedError, RootRefusedError, StoreIOError
 from fi_cachestore.records.record import Record
+from fi_cachestore.records.settlement import Settlement
 from fi_cachestore.store.filesystem import OsFileSystem, Reader, Writer
 from fi_cachestore.store.layers import Layered, ReadOnly
 from fi_cachestore.store.loose import LooseReader, LooseStore
@@ -22,6 +23,7 @@ from fi_cachestore.store.rules_log import RulesLog
 
 LAYOUT_VERSION: Final = 1
 RECORDS_FOLDER: Final = "objects"
+SETTLED_FOLDER: Final = "settled"
 CLAIMS_FOLDER: Final = "claims"
 MANIFESTS_FOLDER: Final = "manifests"
 _CACHEDIR_TAG: Final = b"""Signature: 8a477f597d28d172789f06886806bc55
@@ -35,11 +37,12 @@ _SMALL_FILE_BYTES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class OpenRoot:
-    """An opened writable root: its records (read-only layers included), its rules, and where claims are made."""
+    """An opened root: its records (read-only layers included), its rules, what ranks settled, and where claims are made."""
 
     path: Path
     records: Store[Record]
     rules: RulesLog
+    settled: Store[Settlement]
 
     @property
     def claims(self) -> Path:
@@ -55,7 +58,7 @@ def check_root(root: Path, *, trusted: Collection[Path] = (), reader: Reader | N
     Raises:
         RootRefusedError: not a directory, owned by somebody else, writable by everyone (also its first level), or a later layout.
     """
-    for directory in (root, root / RECORDS_FOLDER, root / "sessions"):
+    for directory in (root, root / RECORDS_FOLDER, root / SETTLED_FOLDER, root / "sessions"):
         try:
             status = directory.stat()
         except FileNotFoundError:
@@ -83,6 +86,16 @@ def _check_layout(root: Path, reader: Reader) -> None:
         if found and int(found[1]) > LAYOUT_VERSION:
             reason = f"its layout is version {int(found[1])}, this version knows {LAYOUT_VERSION}"
             raise RootRefusedError(str(root), reason, "upgrade fi_cachestore or choose another directory")
+
+
+def root_name(paths: Sequence[Path], boot_id: str) -> str:
+    """Return a name for directories that is equal for two processes only if they are the very same on one host; ``""`` for none."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found.append(f"{status.st_dev}:{status.st_ino}")
+    return f"{boot_id} {' '.join(found)}" if len(found) == len(paths) and found else ""
 
 
 def prepare_root(root: Path, *, durable: bool, writer: Writer) -> None:
@@ -131,11 +144,13 @@ def open_root(
     own: Store[Record] = LooseStore(root, RECORDS_FOLDER, Record, durable=durable, reader=reader, writer=writer)
     layers = [*open_layers(before), own, *open_layers(after)]
     records = Layered(layers, own) if len(layers) > 1 else own
-    return OpenRoot(root, records, RulesLog(root, durable=durable, reader=reader, writer=writer))
+    settled: Store[Settlement] = LooseStore(root, SETTLED_FOLDER, Settlement, durable=durable, reader=reader, writer=writer)
+    return OpenRoot(root, records, RulesLog(root, durable=durable, reader=reader, writer=writer), settled)
 
 
 def open_read_only(root: Path, *, before: Sequence[Path] = (), after: Sequence[Path] = (), reader: Reader | None = None) -> OpenRoot:
     """Return a root as it is, with its layers. Nothing is created, now or later."""
     own: Store[Record] = ReadOnly(LooseReader(root, RECORDS_FOLDER, Record, reader=reader))
     layers = [*open_layers(before), own, *open_layers(after)]
-    return OpenRoot(root, Layered(layers, own) if len(layers) > 1 else own, RulesLog(root, reader=reader))
+    settled: Store[Settlement] = ReadOnly(LooseReader(root, SETTLED_FOLDER, Settlement, reader=reader))
+    return OpenRoot(root, Layered(layers, own) if len(layers) > 1 else own, RulesLog(root, reader=reader), settled)

@@ -497,9 +497,9 @@ def with_group_argument(root):
     return len(measured), session.mode
 
 
-def test_a_group_makes_the_session_ephemeral(tmp_path):
-    assert fresh(with_group_argument, tmp_path / "root") == (9, Mode.EPHEMERAL)
-    assert not (tmp_path / "root").exists()
+def test_a_group_whose_ranks_do_not_meet_makes_the_session_ephemeral(tmp_path):
+    assert fresh(with_group_argument, tmp_path) == (9, Mode.EPHEMERAL)
+    assert stored_count(tmp_path) == 0
 
 
 def test_tensors_on_meta_and_cpu_have_one_device(tmp_path):

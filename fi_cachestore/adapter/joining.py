@@ -1,0 +1,128 @@
+"""Meeting the other ranks: who is there, whether all can take part, and what their sessions stand on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import flashinfer.autotuner
+
+from fi_cachestore import __version__
+from fi_cachestore.config import Mode, Settings
+from fi_cachestore.coordination.port import Clock
+from fi_cachestore.coordination.ranks import Heart, Member, Patience, Ranks
+from fi_cachestore.coordination.torch_store import Joined, join
+from fi_cachestore.environment.manifest import manifest
+from fi_cachestore.group import Group
+
+logger: Final = logging.getLogger("fi_cachestore")
+
+_BEATS_PER_DEATH: Final = 20
+_MAX_BEAT_S: Final = 0.5
+_FACET_CHARS: Final = 200
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(slots=True)
+class Meeting:
+    """Ranks that have met. ``why_not`` says why none of them shares anything, ``None`` where they do."""
+
+    joined: Joined
+    group: Group | None
+    heart: Heart | None
+    why_not: str | None
+
+    def end(self, *, linger: bool) -> None:
+        """Stop beating and let go of the store; with ``linger`` the first rank goes on serving it while this object lives."""
+        if self.heart is not None:
+            self.heart.stop()
+        if not linger:
+            self.joined.close()
+
+
+def meet(process_group: Any, settings: Settings, clock: Clock, *, root_name: str, cannot: str, environment: Mapping[str, Any]) -> Meeting:
+    """Meet the ranks of a process group; all of them must call this. ``cannot`` says why this one is not able to take part, if so.
+
+    Where one cannot, or their modes or versions differ, none does.
+
+    Raises:
+        Exception: whatever the group's own collectives raise.
+    """
+    saying = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "mode": settings.mode.value.value,
+        "version": __version__,
+        "root": root_name,
+        "cannot": cannot,
+        "environment": environment,
+    }
+    addresses = [settings.address.value] if settings.address.value else []
+    dead_after_s = settings.dead_after_s.value
+    joined = join(process_group, saying, reachable_at=addresses, answer_s=dead_after_s)
+    why_not = _why_not(joined)
+    if why_not is not None or joined.board is None or joined.beats is None:
+        joined.close()
+        return Meeting(joined, None, None, why_not or "the ranks do not reach each other's store")
+    members = [Member(rank, said["host"], said["pid"]) for rank, said in enumerate(joined.said)]
+    _log_differences(joined)
+    ranks = Ranks(joined.board, joined.rank, members, clock, Patience(dead_after_s, settings.max_wait_s.value))
+    heart = Heart(ranks, joined.beats, min(_MAX_BEAT_S, dead_after_s / _BEATS_PER_DEATH))
+    return Meeting(joined, Group(ranks, [said["root"] for said in joined.said]), heart, None)
+
+
+def _why_not(joined: Joined) -> str | None:
+    for rank, said in enumerate(joined.said):
+        if said["cannot"]:
+            return f"rank {rank} on {said.get('host', '?')} cannot take part: {said['cannot']}"
+    first = joined.said[0]
+    for name in ("mode", "version"):
+        for rank, said in enumerate(joined.said):
+            if said[name] != first[name]:
+                return f"rank {rank} on {said['host']} has {name} {said[name]}, rank 0 {first[name]}"
+    return f"mode {Mode.OFF}" if first["mode"] == Mode.OFF else None
+
+
+def _log_differences(joined: Joined) -> None:
+    """Name the facets in which another rank's environment differs from this one's: such ranks have keys of their own."""
+    mine = joined.said[joined.rank]["environment"]
+    for rank, said in enumerate(joined.said):
+        different = sorted(name for name in mine.keys() | said["environment"].keys() if mine.get(name) != said["environment"].get(name))
+        if different:
+            rows = ", ".join(f"{name} ({said['environment'].get(name)} there, {mine.get(name)} here)" for name in different)
+            logger.warning("rank %d on %s shares no records with this one: %s", rank, said["host"], rows)
+
+
+def environment_of(environment: Any) -> dict[str, str]:
+    """Return the facets that decide whether records are shared, as text."""
+    facets = json.loads(manifest(environment)[1])["facets"]
+    return {name: str(row["value"])[:_FACET_CHARS] for name, row in facets.items() if row["role"] != "performance"}
+
+
+def boot_id() -> str:
+    """Return a name for the running kernel, so that equal directories of two hosts are told apart."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+@contextlib.contextmanager
+def timings_averaged_over(process_group: Any) -> Iterator[None]:
+    """Give FlashInfer the process group, as its callers expect it during a session; at the end it has what it had."""
+    if not hasattr(flashinfer.autotuner, "set_autotune_process_group"):
+        yield  # an older FlashInfer averages nothing
+        return
+    before = flashinfer.autotuner.get_autotune_process_group()
+    flashinfer.autotuner.set_autotune_process_group(process_group)
+    try:
+        yield
+    finally:
+        flashinfer.autotuner.set_autotune_process_group(before)

@@ -1,0 +1,132 @@
+"""The records that a session knows: in memory, on disk, and put forward by other ranks; and how a new one becomes known to all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from fi_cachestore.errors import CacheStoreError
+from fi_cachestore.group import Group
+from fi_cachestore.keys.digest import Digest
+from fi_cachestore.records.envelope import MissReason
+from fi_cachestore.records.record import Record
+from fi_cachestore.report import Recorder
+from fi_cachestore.store.memory import MemoryStore
+from fi_cachestore.store.port import Hit, Miss, Present, Store
+
+
+class Known:
+    """Thread-safe. ``group`` is the ranks to share with while the session tunes, ``None`` for a session of one or one that is over."""
+
+    def __init__(
+        self,
+        records: Store[Record] | None,
+        group: Group | None,
+        recorder: Recorder,
+        refused: Callable[[CacheStoreError], None],
+        earlier: Known | None = None,
+    ) -> None:
+        """Start with what ``earlier`` holds in memory. ``refused`` hears what a store says that does not take a record."""
+        self.group = group
+        self._records, self._recorder, self._refused = records, recorder, refused
+        self._memory: MemoryStore[Record] = MemoryStore() if earlier is None else earlier._memory  # noqa: SLF001 - the same class
+        self._misses: dict[Digest, Miss] = {}
+        self._agreed: set[Digest] = set()
+        self._unshared: set[Digest] = set()
+        self._foreign: set[Digest] = set()
+
+    # -- look-ups ---------------------------------------------------------------------------------------------------------------
+
+    def find(self, digest: Digest) -> Hit[Record] | Miss:
+        """Return what memory and disk have. Reads only; a miss is remembered until ``refresh``."""
+        found = self._memory.get(digest)
+        if isinstance(found, Hit):
+            return found
+        known = self._misses.get(digest)
+        return known if known is not None else self.look(digest)
+
+    def look(self, digest: Digest) -> Hit[Record] | Miss:
+        """Return what the disk has now, whatever is remembered; a record in memory stays the one that counts."""
+        if self._records is None:
+            return Miss(MissReason.ABSENT)
+        answer = self._records.get(digest)
+        if isinstance(answer, Hit):
+            self._misses.pop(digest, None)
+            kept = self._memory.publish(answer.entry)
+            return Hit(kept.entry, kept.source) if isinstance(kept, Present) else answer
+        if digest not in self._misses:
+            self._recorder.miss(answer.reason)
+        self._misses[digest] = answer
+        return answer
+
+    def refresh(self) -> None:
+        """Forget remembered misses, so that what others published since is found."""
+        self._misses.clear()
+
+    # -- among ranks ------------------------------------------------------------------------------------------------------------
+
+    def ask_ranks(self, digests: Iterable[Digest]) -> None:
+        """Learn in one exchange what other ranks have put forward, before they are asked for one by one."""
+        if self.group is not None and not self.group.is_one_root:
+            self.adopt(digest for digest in digests if digest not in self._agreed)
+
+    def adopt(self, digests: Iterable[Digest]) -> None:
+        """Let what other ranks have put forward count here."""
+        if self.group is not None:
+            for record in self.group.find(list(digests)).values():
+                self._foreign.add(record.digest)
+                self._agree(record)
+
+    def is_foreign(self, digest: Digest) -> bool:
+        """Whether a record came from another rank of this session."""
+        return digest in self._foreign
+
+    def shared(self, digest: Digest, found: Hit[Record] | Miss) -> Record | None:
+        """Return the record that counts for all ranks: what one finds for itself is put before the others, and the first counts."""
+        group = self.group
+        if group is None or digest in self._agreed or digest in self._unshared:
+            return found.entry if isinstance(found, Hit) else None
+        if not isinstance(found, Hit):
+            self.adopt([digest])
+            return found.entry if isinstance(found := self._memory.get(digest), Hit) else None
+        return self._agree(found.entry if group.is_one_root else self._offered(group, found.entry))
+
+    def _offered(self, group: Group, record: Record) -> Record:
+        counts = group.offer(record)
+        if counts is not record:
+            self._foreign.add(record.digest)
+        return counts
+
+    def _agree(self, record: Record) -> Record:
+        self._agreed.add(record.digest)
+        self._unshared.discard(record.digest)
+        self._memory.replace(record)
+        return record
+
+    # -- new records ------------------------------------------------------------------------------------------------------------
+
+    def keep(self, record: Record, *, share: bool) -> Record:
+        """Make a measured record known, to others too with ``share``; return the one that counts from now on: the first."""
+        self._misses.pop(record.digest, None)
+        if not share:
+            self._unshared.add(record.digest)
+            return self._kept(self._in_memory(record))
+        winner = self._published(record)
+        return self._kept(winner) if self.group is None else self._agree(self._offered(self.group, winner))
+
+    def _kept(self, record: Record) -> Record:
+        kept = self._memory.publish(record)
+        return kept.entry if isinstance(kept, Present) else record
+
+    def _published(self, record: Record) -> Record:
+        if self._records is None:
+            return self._in_memory(record)
+        try:
+            answer = self._records.publish(record)
+        except CacheStoreError as error:
+            self._refused(error)
+            return self._in_memory(record)
+        return answer.entry if isinstance(answer, Present) else record
+
+    def _in_memory(self, record: Record) -> Record:
+        self._recorder.add("unshared_count")
+        return record
