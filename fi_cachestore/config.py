@@ -22,15 +22,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from fi_cachestore.errors import ConfigError
 
 T = TypeVar("T")
 
+PREFIX: Final = "FI_CACHESTORE_"
+_NAMES: Final = tuple(
+    PREFIX + name for name in ("DIR", "PATH", "TRUST", "MODE", "DURABLE", "MAX_WAIT_S", "STALL_S", "DEAD_AFTER_S", "ADDRESS")
+)
 WRITABLE_MARK = "@"
 DEFAULT_MAX_WAIT_S = 600.0
 DEFAULT_STALL_S = 120.0
@@ -107,6 +112,30 @@ def load(
         dead_after_s=_seconds("FI_CACHESTORE_DEAD_AFTER_S", DEFAULT_DEAD_AFTER_S, env),
         address=_address(env),
     )
+
+
+def load_understood(
+    *, root: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None
+) -> tuple[Settings, tuple[ConfigError, ...]]:
+    """Return the settings that come of the variables that can be understood, and what is wrong with each of the others.
+
+    A variable of ours that this version does not know is one of the others: it has no effect and may be a misspelt name.
+    """
+    env = dict(os.environ if environ is None else environ)
+    errors = []
+    for name in sorted(name for name, text in env.items() if name.startswith(PREFIX) and text):
+        try:
+            if name not in _NAMES:
+                raise ConfigError(name, env[name], "environment", "a setting's name, such as " + _closest(name))
+            load(environ={name: env[name]})
+        except ConfigError as error:
+            errors.append(error)
+            del env[name]
+    return load(root=root, environ=env), tuple(errors)
+
+
+def _closest(name: str) -> str:
+    return get_close_matches(name, _NAMES, n=1, cutoff=0.0)[0]
 
 
 def declared(patterns: tuple[str, ...]) -> dict[str, str]:

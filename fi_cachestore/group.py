@@ -180,13 +180,23 @@ class Group:
             told = self.ranks.gather("told", json.dumps(stats).encode() + b"\n" + _packed(self._sent))
             if not self.is_one_root and self.is_writer():
                 self.keep(store, sorted({digest for data in told.values() for digest in _sent_in(data)}))
-            self.ranks.gather("done", b"")
         except BoardLostError as error:
             self.lose(error)
             return Agreement(local_count=len(calls))
+        self._part()
         shared = shared_count(choices)
         local = sum(1 for call in calls if not any(call in choices[r] for r in choices if r != self.ranks.rank))
         return Agreement(agreed, shared, local, {rank: _stats_in(data) for rank, data in told.items()})
+
+    def _part(self) -> None:
+        """Let the first rank, which serves the board, wait until nobody needs it any more."""
+        try:
+            if self.ranks.rank == 0:
+                self.ranks.gather("done", b"")
+            else:
+                self.ranks.post("done", b"")
+        except BoardLostError as error:
+            logger.debug("%s", error)
 
     def _settled(
         self, choices: Mapping[int, Mapping[CallId, Pair]], calls: Mapping[CallId, Pair], options: Callable[[CallId], Sequence[Pair]]

@@ -32,7 +32,7 @@ class Known:
         self._misses: dict[Digest, Miss] = {}
         self._agreed: set[Digest] = set()
         self._unshared: set[Digest] = set()
-        self._foreign: set[Digest] = set()
+        self._own: set[Digest] = set()
 
     # -- look-ups ---------------------------------------------------------------------------------------------------------------
 
@@ -73,12 +73,12 @@ class Known:
         """Let what other ranks have put forward count here."""
         if self.group is not None:
             for record in self.group.find(list(digests)).values():
-                self._foreign.add(record.digest)
+                self._own.discard(record.digest)
                 self._agree(record)
 
     def is_foreign(self, digest: Digest) -> bool:
-        """Whether a record came from another rank of this session."""
-        return digest in self._foreign
+        """Whether a record is not what this session measured itself."""
+        return digest not in self._own
 
     def shared(self, digest: Digest, found: Hit[Record] | Miss) -> Record | None:
         """Return the record that counts for all ranks: what one finds for itself is put before the others, and the first counts."""
@@ -93,7 +93,7 @@ class Known:
     def _offered(self, group: Group, record: Record) -> Record:
         counts = group.offer(record)
         if counts is not record:
-            self._foreign.add(record.digest)
+            self._own.discard(record.digest)
         return counts
 
     def _agree(self, record: Record) -> Record:
@@ -107,10 +107,13 @@ class Known:
     def keep(self, record: Record, *, share: bool) -> Record:
         """Make a measured record known, to others too with ``share``; return the one that counts from now on: the first."""
         self._misses.pop(record.digest, None)
+        self._own.add(record.digest)
         if not share:
             self._unshared.add(record.digest)
             return self._kept(self._in_memory(record))
         winner = self._published(record)
+        if winner is not record:
+            self._own.discard(record.digest)
         return self._kept(winner) if self.group is None else self._agree(self._offered(self.group, winner))
 
     def _kept(self, record: Record) -> Record:

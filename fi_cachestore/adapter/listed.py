@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 
 def refuse_unlisted(tuner: CacheStoreTuner, session: Session, view: RunnerView, profiles: Sequence[Any], steps: Sequence[Step]) -> None:
-    """Refuse the tactics of other ranks' records that this rank's runner does not list itself.
+    """Refuse the tactics of others' records that this rank's runner does not list itself. Without other ranks, nothing is asked.
 
     A key says what a list depends on, placement apart, so a reviewed runner without placement needs no look; nor can one be had
     where the list itself comes from timing.
     """
-    if view.contract.space == "measured" or (view.contract.type and not any(role is Role.PLACEMENT for _, role in view.left_out)):
+    if (
+        session.group is None
+        or view.contract.space == "measured"
+        or (view.contract.type and not any(role is Role.PLACEMENT for _, role in view.left_out))
+    ):
         return
     for profile, step in zip(profiles, steps, strict=True):
         record = step.record

@@ -1,6 +1,6 @@
 """Jobs of several ranks: real processes, a real gloo group over loopback, the real AutoTuner; kernel times are made up."""
 
-import datetime
+import datetime as dt
 import os
 import tempfile
 from pathlib import Path
@@ -14,7 +14,7 @@ def _rank(function, rank, size, meeting, timeout_s, args, kwargs):
 
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    timeout = datetime.timedelta(seconds=timeout_s)
+    timeout = dt.timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timeout)
     return function(rank, *args, **kwargs)
 

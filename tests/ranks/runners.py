@@ -1,10 +1,14 @@
-"""Runners of the rank tests."""
+"""Runners of the rank tests. Their times are made up and lie within the noise of the timers."""
 
-from flashinfer.autotuner import TunableRunner
+import random
+
+from flashinfer.autotuner import AutoTuner, TunableRunner
+
+from tests.adapter.runners import config, matrix
 
 
 class Backend(TunableRunner):
-    """Three tactics whose times lie within the noise."""
+    """Three tactics."""
 
     speed = 1.0
 
@@ -22,3 +26,44 @@ class Other(Backend):
     """Another backend, as fast."""
 
     speed = 1.005
+
+
+class Expert(Backend):
+    """Lists less on some ranks, as an expert-parallel runner may: its rank is placement, and no part of the key."""
+
+    def __init__(self, ep_rank):
+        self.ep_rank = ep_rank
+
+    def get_valid_tactics(self, inputs, profile):
+        return [0, 1, 2] if self.ep_rank == 0 else [1, 2]
+
+    def time_ms(self, tactic):
+        return 9.0 if tactic == -1 else 1.0 + tactic
+
+
+def tune(op, runners, rows=50, **kwargs):
+    """Ask for one op."""
+    return AutoTuner.get().choose_one(op, runners, config(), [matrix(rows)], **kwargs)
+
+
+def answer(op, runners, rows=50):
+    """Return position and tactic of what is served."""
+    runner, tactic = tune(op, runners, rows)
+    return runners.index(runner), tactic
+
+
+def noisy(seed):
+    """Return a timer with 3 % noise."""
+    dice = random.Random(seed)
+
+    def timer(run, runner, tactic):
+        run()
+        return runner.time_ms(tactic) * (1 + dice.uniform(-0.03, 0.03))
+
+    return timer
+
+
+PROFILE_COUNT = 3
+"""Profiles of one op: tests.adapter.runners.BUCKETS."""
+MEASURED_PER_PROFILE = 4
+"""Measurements of one profile of ``Backend``: three tactics and the default."""
