@@ -34,6 +34,8 @@ logger: Final = logging.getLogger("fi_cachestore")
 
 _DIGEST_BYTES: Final = 32
 _CHUNK_DIGESTS: Final = 16384
+CHOICES: Final = "choices"
+"""What ranks gather under when they are done with tuning."""
 MAX_SENT_BYTES: Final = 256 * 1024 * 1024
 """What one rank sends to hosts that lack records, at most; what is left out is measured again where it is asked for."""
 
@@ -175,7 +177,7 @@ class Group:
         if self.is_lost:
             return Agreement(local_count=len(calls))
         try:
-            choices = {r: unpack_choices(data) for r, data in self.ranks.gather("choices", pack_choices(calls)).items()}
+            choices = {r: unpack_choices(data) for r, data in self.ranks.gather(CHOICES, pack_choices(calls)).items()}
             agreed = self._settled(choices, calls, options)
             told = self.ranks.gather("told", json.dumps(stats).encode() + b"\n" + _packed(self._sent))
             if not self.is_one_root and self.is_writer():
@@ -226,7 +228,7 @@ class Group:
         """Return what the others serve, for a rank that they had given up: it takes their word where it can."""
         logger.warning("this rank was given up by the others; it takes what they agreed on")
         theirs: dict[CallId, Pair] = {}
-        for _, data in sorted(self.ranks.posted("choices", participants).items(), reverse=True):
+        for _, data in sorted(self.ranks.posted(CHOICES, participants).items(), reverse=True):
             theirs |= unpack_choices(data)
         theirs |= unpack_choices(self.ranks.decided("settled"))
         return {

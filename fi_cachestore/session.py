@@ -79,6 +79,7 @@ class Session:
         self._rules = RuleBook(ports.rules)
         self.choices = Choices(self._record, ports.settled)
         self._counts: Counter[str] = Counter()
+        self._suspects: set[str] = set()
         self._warned: set[str] = set()
         self._lock = threading.Lock()
 
@@ -111,7 +112,7 @@ class Session:
             return Spent()
         mine = self._ready.pop(digest, None) or self._claim(key)
         if not isinstance(mine, Mine):
-            return mine
+            return Mine(None, share=False) if key.op in self._suspects else mine
         if (again := self._look(digest)) is not None:  # published between the look-up and the claim
             self.abandon(mine)
             return Answered(self._counted(again))
@@ -215,6 +216,8 @@ class Session:
                 self._ready[key.digest] = answer
                 return True
             if self._is_too_long(self._waiting[key.digest], answer):
+                if self.group is not None:
+                    self._suspects.add(key.op)
                 self._ready[key.digest] = Mine(None, share=False)
                 return True
         return False
@@ -274,12 +277,19 @@ class Session:
             "waited_count": counts.waited_count,
             "spent_ns": counts.spent_ns,
             "waited_ns": counts.waited_ns,
+            "suspects": sorted(self._suspects),
         }
         agreement, refusal = self.choices.commit(group, self._ports.records, stats, self._ports.clock.unix_ns())
         if refusal is not None:
             self.warn_once("settled", "%s; later starts will settle it again", refusal)
         self.recorder.agreed(agreement.shared_count, len(agreement.settled), agreement.local_count, agreement.rank_stats)
+        self._suspects.update(op for row in agreement.rank_stats.values() for op in (row or {}).get("suspects", ()))
         self._end_group()
+
+    @property
+    def suspects(self) -> frozenset[str]:
+        """Ops that stood still while one rank alone measured them: their runners probably communicate. After ``commit``, of all ranks."""
+        return frozenset(self._suspects)
 
     def leave(self) -> None:
         """End the session without agreeing, so that no other rank waits for this one. Never raises."""

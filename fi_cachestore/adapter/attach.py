@@ -299,6 +299,7 @@ def _attached(
 def _commit(attached: Attached, state: AdapterState) -> None:
     """End a tuning context: keep the session's rules, and describe the environments for people."""
     attached.session.commit()
+    state.remember_communicating(attached.session.suspects)
     if attached.root is not None and attached.session.mode is Mode.AUTO:
         for device in sorted(attached.devices, key=str):
             write_manifest(attached.root, *manifest(state.introspector.environments.of(device)))

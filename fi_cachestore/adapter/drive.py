@@ -59,7 +59,7 @@ def choose(
     whole_call = encode([described.fingerprint, list(shapes)])
     if not tuner.state.is_tuned(whole_call):
         steps = [[_step(tuner, described.view(0, index), opt_shapes) for opt_shapes in shapes] for index in range(len(runners))]
-        if described.is_collective or op in attached.overrides.collective_ops:
+        if serve.communicates(tuner, described):
             if not together.see_to(tuner, attached, described, steps, lambda view, frame: _pass(tuner, view, frame, config)):
                 tuner.state.note_ephemeral(op, "collective op that not all ranks of a group ask for")
                 return runners[0], DEFAULT_TACTIC
@@ -283,7 +283,7 @@ def rank(
     if described is None:
         with tuner.memory_only():
             return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
-    if described.is_collective:
+    if serve.communicates(tuner, described):
         return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
     view = described.view(0, 0)
     step = _step(tuner, view, view.call.shapes)

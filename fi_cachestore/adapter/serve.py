@@ -75,15 +75,27 @@ def choose(
         with tuner.memory_only():
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     described = describe(tuner, op, runners, configs_in_force(tuner, config, inputs), inputs, kwargs)
-    if isinstance(described, Description) and described.is_collective:
-        return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     gaps = described.gaps if isinstance(described, Description) else described
+    if isinstance(described, Description) and communicates(tuner, described) and (gaps or not _is_voted(tuner, described)):
+        return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     if gaps or not isinstance(described, Description):
         state.note_ephemeral(op, "incomplete key", gaps)
         with tuner.memory_only():
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     decision = answer(tuner, described)
     return runners[decision.runner_index], decision.tactic
+
+
+def communicates(tuner: CacheStoreTuner, described: Description) -> bool:
+    """Whether the runners of a call communicate with other ranks: by their contract, by name, or by what was seen."""
+    return described.is_collective or tuner.state.communicates(described.op)
+
+
+def _is_voted(tuner: CacheStoreTuner, described: Description) -> bool:
+    """Whether all ranks hold the same records for a call whose runners communicate: else only FlashInfer's own answer is the same."""
+    bucket = described.calls[0].bucket()
+    keys = (described.view(0, index).keys(bucket, serving=True) for index in range(len(described.runners)))
+    return all(any(isinstance(key, TuneKey) and tuner.state.is_voted(key.digest) for key in of_runner) for of_runner in keys)
 
 
 def describe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ from fi_cachestore.coordination.port import Clock
 from fi_cachestore.environment.facets import Device
 from fi_cachestore.errors import Gap
 from fi_cachestore.keys.canonical import Value
+from fi_cachestore.keys.digest import Digest
 from fi_cachestore.records.rules import NO_RULE, Rule
 from fi_cachestore.session import Session
 
@@ -73,6 +75,8 @@ class AdapterState:
         self._in_force: dict[str, Rule] = {}
         self._logged: set[object] = set()
         self._lingering: list[Meeting] = []
+        self._communicating: set[str] = set()
+        self._voted: set[Digest] = set()
 
     # -- sessions ---------------------------------------------------------------------------------------------------------------
 
@@ -86,6 +90,26 @@ class AdapterState:
         """Take a session off, wherever it stands."""
         self.attached = tuple(known for known in self.attached if known is not attached)
         self.forget()
+
+    def remember_communicating(self, ops: frozenset[str]) -> None:
+        """Have ops measured by all ranks together from now on; say so once."""
+        for op in sorted(ops - self._communicating):
+            logger.warning(
+                "%s stood still while one rank measured it: it is taken for one whose ranks communicate; name it in collective_ops", op
+            )
+        self._communicating |= ops
+
+    def communicates(self, op: str) -> bool:
+        """Whether an op is known, or was named, as one whose runners communicate."""
+        return op in self._communicating or any(op in attached.overrides.collective_ops for attached in self.attached)
+
+    def remember_vote(self, digests: Iterable[Digest]) -> None:
+        """Remember records that all ranks hold alike."""
+        self._voted.update(digests)
+
+    def is_voted(self, digest: Digest) -> bool:
+        """Whether all ranks are known to hold the same record."""
+        return digest in self._voted
 
     def part(self, meeting: Meeting, *, linger: bool) -> None:
         """End a meeting of ranks. One that this rank leaves early is served on until the next one ends, for those who are still in it."""

@@ -12,7 +12,7 @@ from fi_cachestore.adapter.serve import Description
 from fi_cachestore.adapter.state import Attached
 from fi_cachestore.environment.facets import Device
 from fi_cachestore.errors import BoardLostError
-from fi_cachestore.group import Group
+from fi_cachestore.group import CHOICES, Group
 from fi_cachestore.records.envelope import seal
 from fi_cachestore.records.record import Record
 
@@ -52,18 +52,19 @@ def see_to(
             step.is_done = is_held
         if not all(held):
             _measure(tuner, attached, described, steps, run_loop)
-            group.ranks.gather(f"measured/{described.op}/{number}", b"")
+            group.ranks.gather(f"measured/{described.op}/{number}", b"", past=CHOICES)
             session.known.adopt([step.key.digest for step in every])
     except BoardLostError as error:
         group.lose(error)
         return False
+    tuner.state.remember_vote(step.key.digest for step in every)
     return True
 
 
 def _vote(group: Group, op: str, number: int, steps: Sequence[Step]) -> list[bool] | None:
     """Return, by profile, whether all ranks hold the same record; ``None`` where a rank is missing or asks for another call."""
     ballot = b"".join(bytes.fromhex(step.key.digest) + _content(step.record) for step in steps)
-    votes = group.ranks.gather(f"vote/{op}/{number}", ballot)
+    votes = group.ranks.gather(f"vote/{op}/{number}", ballot, past=CHOICES)
     if len(votes) < group.ranks.size or len({len(vote) for vote in votes.values()}) > 1:
         return None
     rows = [{vote[at : at + 2 * _VOTE_BYTES] for vote in votes.values()} for at in range(0, len(ballot), 2 * _VOTE_BYTES)]

@@ -191,10 +191,11 @@ class Ranks:
         values = self._board.fetch([f"{name}/{rank}" for rank in among])
         return {rank: value[len(_POSTED) :] for rank, value in zip(among, values, strict=True) if value}
 
-    def gather(self, name: str, value: bytes, among: Sequence[int] | None = None) -> dict[int, bytes]:
+    def gather(self, name: str, value: bytes, among: Sequence[int] | None = None, *, past: str | None = None) -> dict[int, bytes]:
         """Return what every rank of ``among`` (all) gathers under ``name``; ranks that are gone or stuck before it are left out.
 
-        A rank that goes on working is waited for, however long it takes. One that was left out once is not waited for again.
+        A rank that goes on working is waited for, however long it takes. One that was left out once is not waited for again. With
+        ``past``, a rank that gathers under that name has gone past this one, and is not waited for.
 
         Raises:
             BoardLostError: the board cannot be reached.
@@ -206,8 +207,8 @@ class Ranks:
         while missing:
             found |= self.posted(name, sorted(missing))
             missing -= found.keys()
-            waited_for = [rank for rank in missing if not self._is_given_up(rank)]
-            if not waited_for:
+            gone_past = set() if past is None else self.posted(past, sorted(missing)).keys()
+            if all(rank in gone_past or self._is_given_up(rank) for rank in sorted(missing)):
                 break
             self._clock.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -1,0 +1,180 @@
+"""Ops whose runners communicate; the process group of FlashInfer; several groups in one process."""
+
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+from flashinfer.autotuner import AutoTuner, TuningConfig, get_autotune_process_group, set_autotune_process_group
+
+import fi_cachestore
+from fi_cachestore.testing.cpu_timing import cpu_timing
+from tests.ranks.job import job
+from tests.ranks.runners import MEASURED_PER_PROFILE, PROFILE_COUNT, Backend, answer, noisy, tune
+
+
+class Reducing(Backend):
+    """Communicates while it runs: every rank must run it, and the same tactic."""
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        tactics = torch.full((2,), float(tactic))
+        tactics[1] *= -1
+        dist.all_reduce(tactics, op=dist.ReduceOp.MAX)
+        assert tactics[0] == -tactics[1], "the ranks run different tactics"
+        return inputs[0]
+
+
+def averaged(seed):
+    """Return a noisy timer that does what FlashInfer's own does, and its stand-in does not: average over its process group."""
+    timer = noisy(seed)
+
+    def average(run, runner, tactic):
+        time_ms = torch.tensor([timer(run, runner, tactic)])
+        group = get_autotune_process_group()
+        if group is not None:
+            dist.all_reduce(time_ms, group=group)
+            time_ms /= dist.get_world_size(group)
+        return time_ms.item()
+
+    return average
+
+
+def together(rank, roots, is_held=False):
+    if is_held and rank == 0:
+        with cpu_timing(noisy(9)), fi_cachestore.autotune(root=roots[0]):
+            tune("unlike", [Backend()])
+    with cpu_timing(averaged(rank)) as measured:
+        with fi_cachestore.autotune(root=roots[rank % len(roots)], group=dist.group.WORLD, collective_ops="reduce") as session:
+            tune("reduce", [Reducing()])
+            tune("local", [Backend()])
+        reduced = sum(name == "Reducing" for name, _ in measured)
+        return (
+            reduced,
+            len(measured) - reduced,
+            [answer(op, [kind()]) for op, kind in (("reduce", Reducing), ("local", Backend))],
+            session.report(),
+        )
+
+
+def test_ranks_measure_a_communicating_op_together_and_serve_it_alike(tmp_path):
+    each = PROFILE_COUNT * MEASURED_PER_PROFILE
+    results = job(2, together, [tmp_path])
+    assert [reduced for reduced, *_ in results] == [each, each]
+    assert sum(local for _, local, *_ in results) == each
+    assert results[0][2] == results[1][2]
+    again = job(2, together, [tmp_path])
+    assert [(reduced, local, answers) for reduced, local, answers, _ in again] == [(0, 0, results[0][2])] * 2
+
+
+def test_a_communicating_op_that_one_host_has_is_given_to_the_other_before_they_vote(tmp_path):
+    roots = [tmp_path / "host0", tmp_path / "host1"]
+    first = job(2, together, roots)
+    for path in (roots[1] / "objects").rglob("*.rec"):
+        path.unlink()
+    again = job(2, together, roots)
+    assert [(reduced, local, answers) for reduced, local, answers, _ in again] == [(0, 0, first[0][2])] * 2
+
+
+def missing_rank(rank, root):
+    with cpu_timing(averaged(rank)), fi_cachestore.autotune(root=root, group=dist.group.WORLD, collective_ops="reduce") as session:
+        if rank == 0:
+            return tune("reduce", [Reducing()])[1], session.report().ephemeral
+    return None
+
+
+def test_a_communicating_op_that_not_all_ranks_ask_for_is_not_tuned(tmp_path):
+    result = job(2, missing_rank, tmp_path)[0]
+    assert result == (-1, {"collective op that not all ranks of a group ask for": 1})
+
+
+class OnceReducing(Reducing):
+    def get_valid_tactics(self, inputs, profile):
+        return [0, 1]
+
+
+def unnamed(rank, root):
+    runner = OnceReducing()
+
+    def ask():
+        return AutoTuner.get().choose_one("unnamed", [runner], TuningConfig(), [torch.zeros(16, 64)])[1]
+
+    counts = []
+    with cpu_timing(averaged(rank)) as measured:
+        for attempt in range(2):
+            with fi_cachestore.autotune(root=root / str(attempt), group=dist.group.WORLD):
+                ask()
+            counts.append(len(measured))
+        return counts, ask()
+
+
+def test_an_op_that_turns_out_to_communicate_is_finished_by_all_and_remembered(tmp_path):
+    results = job(2, unnamed, tmp_path, env={"FI_CACHESTORE_STALL_S": "1"})
+    assert results[0] == results[1]
+    assert results[0][0] == [3, 6], "both times every rank ran it: stuck at first, together then"
+
+
+# -- FlashInfer's process group ---------------------------------------------------------------------------------------------------
+
+
+def looking(rank, root):
+    seen = []
+
+    def timer(run, runner, tactic):
+        seen.append(get_autotune_process_group() is None)
+        return noisy(rank)(run, runner, tactic)
+
+    theirs = dist.new_group([0, 1])
+    set_autotune_process_group(theirs)
+    with cpu_timing(timer), fi_cachestore.autotune(root=root, group=dist.group.WORLD):
+        inside = get_autotune_process_group() is dist.group.WORLD
+        tune("op", [Backend()])
+        inside &= get_autotune_process_group() is dist.group.WORLD
+    return inside, all(seen), get_autotune_process_group() is theirs
+
+
+def test_the_group_is_set_for_callers_hidden_from_local_measurements_and_given_back(tmp_path):
+    assert job(2, looking, tmp_path) == [(True, True, True)] * 2
+
+
+def two_groups(rank, roots):
+    groups = [dist.new_group([0, 1]), dist.new_group([0, 1])]
+    found = {}
+
+    def run(number):
+        with fi_cachestore.autotune(root=roots[number], group=groups[number]) as session:
+            tune(f"op {number}", [Backend()])
+        found[number] = session.report().shared_call_count
+
+    with cpu_timing(noisy(rank)):
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found, [answer(f"op {number}", [Backend()]) for number in range(2)]
+
+
+def test_two_groups_in_two_threads_do_not_disturb_each_other(tmp_path):
+    results = job(2, two_groups, [tmp_path / "a", tmp_path / "b"])
+    assert results[0] == results[1]
+    assert results[0][0] == {0: PROFILE_COUNT, 1: PROFILE_COUNT}
+
+
+def queued(rank, root):
+    with cpu_timing(noisy(rank)), fi_cachestore.autotune(root=root, group=dist.group.WORLD):
+        total = torch.ones(1)
+        if rank == 0:
+            tune("layer", [Backend()])
+        work = dist.all_reduce(total, async_op=True)
+        if rank == 1:
+            time.sleep(0.05)
+            tune("layer", [Backend()])
+        tune("layer", [Backend()])
+        work.wait()
+    return total.item(), answer("layer", [Backend()])
+
+
+def test_a_collective_that_is_under_way_and_a_claimed_key_close_no_circle(tmp_path):
+    results = job(2, queued, tmp_path)
+    assert results[0] == results[1]
+    assert results[0][0] == 2
