@@ -73,7 +73,10 @@ class Choices:
 
     def options(self, name: CallId) -> list[Pair]:
         """Return what this rank can use for a call it made, best first: what was settled before, then by its records."""
-        call = self._calls[name]
+        return self.options_of(self._calls[name])
+
+    def options_of(self, call: Call) -> list[Pair]:
+        """Return what this rank can use for any call, best first."""
         records = [(index, self._record(key)) for index, key in enumerate(call)]
         candidates = [Candidate(index, record) for index, record in records if record is not None]
         pairs = [pair_of(choice.record.digest, encode(choice.tactic)) for choice in preference(candidates)]
