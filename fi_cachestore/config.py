@@ -72,6 +72,8 @@ class Settings:
     stall_s: Setting[float]
     dead_after_s: Setting[float]
     address: Setting[str | None]
+    master_address: str | None = None
+    """Where torch.distributed meets, if a launcher said so (``MASTER_ADDR``): one more address at which the first rank may be reached."""
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """Return name, plain value and source of every setting, for people and for JSON."""
@@ -111,6 +113,7 @@ def load(
         stall_s=_seconds("FI_CACHESTORE_STALL_S", DEFAULT_STALL_S, env),
         dead_after_s=_seconds("FI_CACHESTORE_DEAD_AFTER_S", DEFAULT_DEAD_AFTER_S, env),
         address=_address(env),
+        master_address=env.get("MASTER_ADDR") or None,
     )
 
 
@@ -121,21 +124,22 @@ def load_understood(
 
     A variable of ours that this version does not know is one of the others: it has no effect and may be a misspelt name.
     """
-    env = dict(os.environ if environ is None else environ)
-    errors = []
-    for name in sorted(name for name, text in env.items() if name.startswith(PREFIX) and text):
-        try:
-            if name not in _NAMES:
-                raise ConfigError(name, env[name], "environment", "a setting's name, such as " + _closest(name))
-            load(environ={name: env[name]})
-        except ConfigError as error:
-            errors.append(error)
-            del env[name]
-    return load(root=root, environ=env), tuple(errors)
+    env = os.environ if environ is None else environ
+    ours = sorted(name for name, text in env.items() if name.startswith(PREFIX) and text)
+    errors = {name: error for name in ours if (error := _misunderstood(name, env[name])) is not None}
+    understood = {name: text for name, text in env.items() if name not in errors}
+    return load(root=root, environ=understood), tuple(errors.values())
 
 
-def _closest(name: str) -> str:
-    return get_close_matches(name, _NAMES, n=1, cutoff=0.0)[0]
+def _misunderstood(name: str, text: str) -> ConfigError | None:
+    if name not in _NAMES:
+        closest = get_close_matches(name, _NAMES, n=1, cutoff=0.0)[0]
+        return ConfigError(name, text, "environment", f"the name of a setting, such as {closest}")
+    try:
+        load(environ={name: text})
+    except ConfigError as error:
+        return error
+    return None
 
 
 def declared(patterns: tuple[str, ...]) -> dict[str, str]:

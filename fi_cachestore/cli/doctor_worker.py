@@ -1,9 +1,8 @@
-"""The other process of ``doctor``: holds a claim until it is killed, or is one rank of a group that meets."""
+"""The other process of ``doctor``: holds a claim until it is killed, or is one of two ranks that meet."""
 
 from __future__ import annotations
 
 import datetime as dt
-import json
 import logging
 import sys
 from pathlib import Path
@@ -16,39 +15,44 @@ from fi_cachestore.keys.digest import Digest
 
 DIGEST: Final = Digest("d0c7" * 16)
 """What is claimed."""
+HELD: Final = "held"
+HEARD: Final = "heard"
 RANK_COUNT: Final = 2
-MEETING_S: Final = 30.0
-"""How long the ranks have to meet."""
+_MEETING_S: Final = 30.0
 
 
-def hold(folder: Path) -> None:
-    """Claim ``DIGEST``, print ``held`` or why not, and keep it until stdin ends."""
+def hold(folder: Path) -> str:
+    """Claim ``DIGEST`` and say so, or why not; keep it until stdin ends."""
     match FileCoordinator(folder).claim(DIGEST, "doctor"):
         case Busy(holder):
-            _say(f"taken by {holder}")
+            return f"{holder} has it"
         case Unavailable(why):
-            _say(why)
+            return why
         case claim:
-            _say("held")
+            _say(HELD)
             sys.stdin.read()
             claim.release()
+            return "released"
 
 
-def meet(folder: Path, rank: int, address: str | None) -> dict[str, Any]:
-    """Make a gloo group with the other process, meet it as a session does, and say something to it through the session's store."""
+def meet(rank: int, meeting: str, address: str | None) -> str:
+    """Make a gloo group with the other process, then a session's store with it, and be answered by that."""
     import torch.distributed as dist
 
-    timeout = dt.timedelta(seconds=MEETING_S)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANK_COUNT, timeout=timeout)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=RANK_COUNT, timeout=dt.timedelta(seconds=_MEETING_S)
+    )
     world: Any = dist.group.WORLD
-    joined = join(world, {}, reachable_at=[] if address is None else [address], answer_s=MEETING_S)
+    joined = join(world, None, reachable_at=[] if address is None else [address], answer_s=_MEETING_S)
     try:
-        heard = joined.board is not None and joined.board.compare_set("doctor", b"", b"here") == b"here"
+        if joined.board is None:
+            return "no store"
+        answer = joined.board.compare_set("doctor", b"", b"here")
         dist.barrier()  # the first rank serves the store until the other has been answered
     finally:
         joined.close()
         dist.destroy_process_group()
-    return {"heard": heard}
+    return HEARD if answer == b"here" else "another value"
 
 
 def _say(line: str) -> None:
@@ -57,13 +61,10 @@ def _say(line: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run ``hold FOLDER`` or ``meet FOLDER RANK [ADDRESS]``."""
+    """Run ``hold FOLDER`` or ``meet RANK MEETING [ADDRESS]``."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    task, folder, *rest = arguments
-    if task == "hold":
-        hold(Path(folder))
-    else:
-        _say(json.dumps(meet(Path(folder), int(rest[0]), rest[1] if len(rest) > 1 else None)))
+    task, *rest = arguments
+    _say(hold(Path(rest[0])) if task == "hold" else meet(int(rest[0]), rest[1], rest[2] if rest[2:] else None))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from fi_cachestore.errors import CacheStoreError
 _HOMES = {
     "demo": "fi_cachestore.cli.demo",
     "diff": "fi_cachestore.cli.records",
+    "doctor": "fi_cachestore.cli.doctor",
     "env": "fi_cachestore.cli.environment",
     "ls": "fi_cachestore.cli.records",
     "show": "fi_cachestore.cli.records",
@@ -23,7 +24,7 @@ _HOMES = {
 EXIT_CODES = """\b
 Exit codes:
   0   fine
-  1   findings: damaged files, keys that differ, no such record
+  1   findings: damaged files, keys that differ, no such record, a problem on this host
   2   usage
   10  configuration: settings, a refused root
   11  input or output
@@ -39,6 +40,7 @@ class LazyGroup(click.Group):
     summaries = {  # noqa: RUF012 - click's classes are plain
         "demo": "Show the whole thing at work, in a directory of its own.",
         "diff": "Compare two records' keys, field by field.",
+        "doctor": "Try out what sessions need on this host: root, locks, clock, meeting of ranks.",
         "env": "Show settings, where each came from, and the facets of the environment.",
         "ls": "List records.",
         "show": "Show one record: its key in words, every tactic, who measured it.",

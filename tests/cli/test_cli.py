@@ -285,9 +285,9 @@ def test_without_a_root_the_reason_is_given(run, monkeypatch):
 def test_help_and_version(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(name in out for name in ("ls", "show", "diff", "verify", "env", "demo", "Exit codes"))
+    assert all(name in out for name in ("ls", "show", "diff", "verify", "env", "demo", "doctor", "Exit codes"))
     assert "fi-cachestore" in run("--version")[1]
-    for name in ("ls", "show", "diff", "verify", "env", "demo"):
+    for name in ("ls", "show", "diff", "verify", "env", "demo", "doctor"):
         assert run(name, "--help")[0] == 0
 
 
