@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from fi_cachestore.errors import CacheStoreError
 from fi_cachestore.group import Group
@@ -61,6 +61,16 @@ class Known:
     def refresh(self) -> None:
         """Forget remembered misses, so that what others published since is found."""
         self._misses.clear()
+
+    def take_in(self, record: Record) -> None:
+        """Serve a record from somewhere else, unless there is one."""
+        self._misses.pop(record.digest, None)
+        self._memory.publish(record)
+
+    def held(self) -> Iterator[Record]:
+        """Yield the records in memory: those that were asked for or measured."""
+        found = map(self._memory.get, self._memory)
+        yield from (hit.entry for hit in found if isinstance(hit, Hit))
 
     # -- among ranks ------------------------------------------------------------------------------------------------------------
 

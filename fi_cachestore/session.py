@@ -16,12 +16,13 @@ from typing import Final
 from fi_cachestore.choices import Choices
 from fi_cachestore.config import Mode
 from fi_cachestore.coordination.port import Busy, Clock, Coordinator, Unavailable
-from fi_cachestore.errors import CacheStoreError
+from fi_cachestore.errors import CacheStoreError, DamagedError
 from fi_cachestore.group import Group
 from fi_cachestore.keys.canonical import Value
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.model import TuneKey
 from fi_cachestore.known import Known
+from fi_cachestore.records.envelope import unseal
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import Rule
 from fi_cachestore.records.settlement import Settlement
@@ -97,6 +98,15 @@ class Session:
         self.known.refresh()
         self._rules.reload()
         self.choices.refresh()
+
+    def take_in(self, sealed: bytes) -> bool:
+        """Serve a record that another rank left; return whether it was one."""
+        try:
+            self.known.take_in(Record.from_value(unseal(sealed)))
+        except DamagedError as error:
+            logger.warning("what a rank left is not a record: %s", error)
+            return False
+        return True
 
     # -- tuning -----------------------------------------------------------------------------------------------------------------
 

@@ -23,12 +23,14 @@ from fi_cachestore.adapter.symbols import check
 from fi_cachestore.adapter.tuner import CacheStoreTuner
 from fi_cachestore.config import Mode, Settings
 from fi_cachestore.coordination.files import FileCoordinator
+from fi_cachestore.coordination.handover import leave, left
 from fi_cachestore.coordination.local import LocalCoordinator
 from fi_cachestore.coordination.port import Coordinator, SystemClock
 from fi_cachestore.coordination.ranks import Layered
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.environment.manifest import manifest
-from fi_cachestore.errors import CacheStoreError, ConfigError, UnsupportedFlashInferError
+from fi_cachestore.errors import BoardLostError, CacheStoreError, ConfigError, UnsupportedFlashInferError
+from fi_cachestore.records.envelope import seal
 from fi_cachestore.records.rules import Rule
 from fi_cachestore.report import Report
 from fi_cachestore.session import Ports, Session
@@ -73,6 +75,23 @@ class SessionHandle:
         if self._attached is not None and self._state is not None:
             self._attached.session.refresh()
             self._state.forget()
+
+    def hand_over(self, process_group: Any) -> None:
+        """Serve what was left in a group's store for joiners, and leave there what this process holds. Never raises."""
+        if self._attached is None or self._state is None:
+            return
+        session = self._attached.session
+        mine = [seal(record.to_value()) for attached in self._state.attached for record in attached.session.known.held()]
+        try:
+            if mine:
+                leave(process_group, mine)
+                return
+            taken = sum(session.take_in(sealed) for sealed in left(process_group))
+        except BoardLostError as error:
+            logger.warning("nothing is exchanged with ranks that join: %s", error)
+            return
+        self._state.forget()
+        logger.info("%d records of ranks that served before", taken)
 
     def detach(self) -> None:
         """Take the session off FlashInfer's tuner; with the last one, FlashInfer is exactly as it was. A second call does nothing."""
@@ -167,15 +186,21 @@ def autotune(
         yield handle
 
 
-def attach(mode: str | Mode = Mode.REPLAY, *, root: str | os.PathLike[str] | None = None) -> SessionHandle:
+def attach(mode: str | Mode = Mode.REPLAY, *, root: str | os.PathLike[str] | None = None, group: Any = None) -> SessionHandle:
     """Serve from records, from now until ``detach``; in mode ``auto``, also tune whenever FlashInfer's own contexts do.
 
     Buckets, rounding and policy are those of the last session committed to the root. A cache that cannot be used costs one warning.
 
+    With ``group``, a ``torch.distributed`` process group, a rank that joins serves what ranks that served before have left for it in the
+    group's store, and a rank that has records leaves them there. No collective is called and nobody is waited for.
+
     Raises:
         ConfigError: ``mode`` is not one of the modes.
     """
-    return _open(root, mode, Overrides())
+    handle = _open(root, mode, Overrides())
+    if group is not None:
+        handle.hand_over(group)
+    return handle
 
 
 def detach() -> None:

@@ -64,7 +64,7 @@ def meet(process_group: Any, settings: Settings, clock: Clock, *, root_name: str
         "cannot": cannot,
         "environment": environment,
     }
-    addresses = [settings.address.value] if settings.address.value else []
+    addresses = [text for text in (settings.address.value, settings.master_address) if text]
     dead_after_s = settings.dead_after_s.value
     joined = join(process_group, saying, reachable_at=addresses, answer_s=dead_after_s)
     why_not = _why_not(joined)

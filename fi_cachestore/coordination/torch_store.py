@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import fcntl
 import json
 import logging
 import secrets
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +29,8 @@ _NONCE: Final = "nonce"
 _SAYING_BYTES: Final = 32 * 1024
 _CONNECT_S: Final = 5.0
 _PROBE_PORT: Final = 9
+_SOMEWHERE_ELSE: Final = "192.0.2.1"  # reserved for documentation (RFC 5737)
+_SIOCGIFADDR: Final = 0x8915
 
 
 class TorchBoard:
@@ -150,16 +154,28 @@ def _listens(address: str, port: int) -> bool:
         return False
 
 
-def own_addresses(towards: Sequence[str] = ("192.0.2.1",)) -> list[str]:
-    """Return addresses at which this host may be reached: that of its route to the outside, those of its name, and loopback."""
+def own_addresses() -> list[str]:
+    """Return addresses at which this host may be reached: by its route to the outside, of its interfaces and its name, and loopback."""
     found: list[str] = []
-    for peer in towards:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((peer, _PROBE_PORT))  # sends nothing: asks the routing table
-            found.append(str(probe.getsockname()[0]))
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((_SOMEWHERE_ELSE, _PROBE_PORT))  # sends nothing: asks the routing table
+        found.append(str(probe.getsockname()[0]))
+    found += _interface_addresses()
     with contextlib.suppress(OSError):
         found += [str(row[4][0]) for row in socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)]
-    return list(dict.fromkeys([*found, "127.0.0.1"]))
+    outside = [address for address in dict.fromkeys(found) if not address.startswith("127.")]
+    return [*outside, "127.0.0.1"]
+
+
+def _interface_addresses() -> list[str]:
+    """Return the IPv4 addresses of the network interfaces (Linux: ``netdevice(7)``)."""
+    found = []
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                found.append(socket.inet_ntoa(answer[20:24]))
+    return found
 
 
 def _seconds(number: float) -> dt.timedelta:

@@ -13,6 +13,7 @@ from fi_cachestore.config import Mode
 from fi_cachestore.coordination.agreement import DEFAULT
 from fi_cachestore.coordination.board import MemoryBoard
 from fi_cachestore.coordination.ranks import Member, Patience, Ranks
+from fi_cachestore.errors import BoardLostError
 from fi_cachestore.group import Group
 from fi_cachestore.records.record import Measurement
 from fi_cachestore.session import Ports, Session
@@ -102,10 +103,18 @@ class Stage:
 
 
 class Stepped:
-    """A rank's clock and board: every exchange and pause is a step."""
+    """A rank's clock and board: every exchange and pause is a step.
 
-    def __init__(self, stage, rank):
-        self.stage, self.rank = stage, rank
+    ``loses`` is the chance that a value that is put goes missing, ``cut_at`` the step after which the board answers nothing any more.
+    """
+
+    def __init__(self, stage, rank, *, loses=0.0, cut_at=None):
+        self.stage, self.rank, self.loses, self.cut_at = stage, rank, loses, cut_at
+
+    def step(self):
+        self.stage.turn(self.rank)
+        if self.cut_at is not None and self.stage.step_count >= self.cut_at:
+            raise BoardLostError("test", "cut off")
 
     def monotonic_ns(self):
         return self.stage.now_ns
@@ -117,27 +126,27 @@ class Stepped:
         self.stage.pause(self.rank, seconds)
 
     def compare_set(self, *args):
-        self.stage.turn(self.rank)
+        self.step()
         return self.stage.board.compare_set(*args)
 
     def put(self, values):
-        self.stage.turn(self.rank)
-        self.stage.board.put(values)
+        self.step()
+        self.stage.board.put({name: value for name, value in values.items() if self.stage.dice.random() >= self.loses})
 
     def fetch(self, names):
-        self.stage.turn(self.rank)
+        self.step()
         return self.stage.board.fetch(names)
 
 
-def play(seed, *, one_root, kill=None, stop=None):
-    """Return, by rank that lived to the end, what it serves for each key, and who measured what."""
+def play(seed, *, one_root, kill=None, stop=None, loses=0.0, cut=(None, None)):
+    """Return, by rank that lived to the end, what it serves and holds for each key; who measured what; and the number of steps."""
     dice = random.Random(seed)
     stage = Stage(dice, kill=kill, stop=stop)
     stores = [MemoryStore()] * RANKS if one_root else [MemoryStore() for _ in range(RANKS)]
     members = [Member(rank, "host", rank) for rank in range(RANKS)]
-    served, measured = {}, []
+    served, measured, in_memory_only = {}, [], set()
     for rank in range(RANKS):
-        stepped = Stepped(stage, rank)
+        stepped = Stepped(stage, rank, loses=loses, cut_at=cut[1] if rank == cut[0] else None)
         stage.ranks[rank] = Ranks(stepped, rank, members, stepped, Patience(dead_after_s=1.0, stall_s=30.0))
         stage.ranks[rank].beat(stage.board)
 
@@ -162,6 +171,7 @@ def play(seed, *, one_root, kill=None, stop=None):
                     stepped.sleep(0.01)
                     measured.append((digest, rank, answer.share))
                     session.finish(answer, record)
+                    in_memory_only.update({digest} if not answer.share else ())
                 if isinstance(answer, Mine | Answered | Spent):
                     del pending[digest]
             if pending:
@@ -169,7 +179,8 @@ def play(seed, *, one_root, kill=None, stop=None):
         for record in records:
             session.choices.note((record.digest,))
         session.commit()
-        served[rank] = [session.choices.settled((r.digest,)) or (session.choices.options_of((r.digest,)) or [DEFAULT])[0] for r in records]
+        pairs = [session.choices.settled((r.digest,)) or (session.choices.options_of((r.digest,)) or [DEFAULT])[0] for r in records]
+        served[rank] = pairs, [session.find(r.digest).entry.measurements for r in records if r.digest not in in_memory_only]
 
     stage.run([program] * RANKS)
     return served, measured, stage.step_count
@@ -204,3 +215,22 @@ def test_a_rank_that_stands_still_for_long_is_overtaken_and_serves_what_the_othe
         served, _, _ = play(seed, one_root=one_root, stop=(seed % RANKS, begin, begin + 3000))
         assert len(served) == RANKS, seed
         assert served[0] == served[1] == served[2], seed
+
+
+@pytest.mark.parametrize("one_root", [True, False], ids=["one root", "a root each"])
+def test_values_that_go_missing_cost_time_and_never_an_end(one_root):
+    for seed in range(SCHEDULES // 4):
+        served, measured, _ = play(seed, one_root=one_root, loses=0.2)
+        assert len(served) == RANKS, seed
+        assert {digest for digest, *_ in measured} == {sample_record(number).digest for number in range(KEYS)}
+
+
+@pytest.mark.parametrize("one_root", [True, False], ids=["one root", "a root each"])
+def test_a_rank_that_is_cut_off_ends_by_itself_and_the_others_agree(one_root):
+    for seed in range(SCHEDULES // 2):
+        step_count = play(seed, one_root=one_root)[2]
+        lonely = seed % RANKS
+        served, _, _ = play(seed, one_root=one_root, cut=(lonely, random.Random(-seed).randrange(step_count)))
+        assert len(served) == RANKS, seed
+        left = [found for rank, found in sorted(served.items()) if rank != lonely]
+        assert left[0] == left[1], seed
