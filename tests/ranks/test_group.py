@@ -283,7 +283,7 @@ def test_ranks_that_answer_differently_settle_on_one(world):
 
 
 def test_a_rank_that_was_given_up_takes_the_word_of_the_others(world, caplog):
-    board, _, ranks = world
+    _, _, ranks = world
     theirs = {CALLS[0]: PAIRS[0], CALLS[1]: PAIRS[3]}
     ranks[1].post("choices", pack_choices(theirs))
     ranks[1].post("told", b"{}\n")

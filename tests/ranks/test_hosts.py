@@ -78,6 +78,7 @@ def test_whatever_subset_of_records_the_hosts_hold(tmp_path):
         results = job(world, warm_up, roots, ops)
         assert sum(count for count, _, _ in results) == nobody_has * MEASURED_PER_PROFILE, "what any host has is not measured again"
         assert all(answers == results[0][1] for _, answers, _ in results)
+        assert {report.settled_call_count for _, _, report in results} == {0}, "of records that differ, all use the same one"
         for root, names in zip(roots, before, strict=True):
             assert names.items() <= bytes_of(root).items(), "nothing that a host held is touched"
         assert [count for count, _, _ in job(world, warm_up, roots, ops)] == [0] * world
