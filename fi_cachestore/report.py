@@ -31,7 +31,6 @@ class Report:
     out_of_memory_count: int = 0
     unshared_count: int = 0
     refused_count: int = 0
-    quarantined_count: int = 0
     shared_call_count: int = 0
     settled_call_count: int = 0
     local_call_count: int = 0

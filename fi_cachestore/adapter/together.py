@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
@@ -62,15 +62,25 @@ def see_to(
 
 
 def _vote(group: Group, op: str, number: int, steps: Sequence[Step]) -> list[bool] | None:
-    """Return, by profile, whether all ranks hold the same record; ``None`` where a rank is missing or asks for another call."""
+    """Return, by profile, whether all ranks hold the same record; ``None`` where a rank is missing or asks for another call.
+
+    The first rank's finding counts for all: one that has given up another must not leave it alone in a collective.
+    """
     ballot = b"".join(bytes.fromhex(step.key.digest) + _content(step.record) for step in steps)
     votes = group.ranks.gather(f"vote/{op}/{number}", ballot, past=CHOICES)
-    if len(votes) < group.ranks.size or len({len(vote) for vote in votes.values()}) > 1:
-        return None
-    rows = [{vote[at : at + 2 * _VOTE_BYTES] for vote in votes.values()} for at in range(0, len(ballot), 2 * _VOTE_BYTES)]
+    finding = _counted(votes, len(ballot)) if len(votes) == group.ranks.size else b""
+    decided = group.ranks.decide(f"vote/{op}/{number}", finding)
+    return [bool(held) for held in decided] if len(decided) == len(steps) else None
+
+
+def _counted(votes: Mapping[int, bytes], size: int) -> bytes:
+    """Return a byte per profile, 1 where all ranks hold the same record; nothing where they ask for different calls."""
+    if any(len(vote) != size for vote in votes.values()):
+        return b""
+    rows = [{vote[at : at + 2 * _VOTE_BYTES] for vote in votes.values()} for at in range(0, size, 2 * _VOTE_BYTES)]
     if any(len({row[:_VOTE_BYTES] for row in found}) > 1 for found in rows):
-        return None
-    return [len(found) == 1 and next(iter(found))[_VOTE_BYTES:] != _ABSENT for found in rows]
+        return b""
+    return bytes(len(found) == 1 and next(iter(found))[_VOTE_BYTES:] != _ABSENT for found in rows)
 
 
 def _content(record: Record | None) -> bytes:

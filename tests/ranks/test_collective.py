@@ -87,6 +87,23 @@ def test_a_communicating_op_that_not_all_ranks_ask_for_is_not_tuned(tmp_path):
     assert result == (-1, {"collective op that not all ranks of a group ask for": 1})
 
 
+def giving_up(rank, root):
+    """Rank 0 does not wait for rank 1, which comes late and finds every vote."""
+    if rank == 1:
+        time.sleep(2)
+    root = root / str(rank)
+    with cpu_timing(averaged(rank)) as measured, fi_cachestore.autotune(root=root, group=dist.group.WORLD, collective_ops="reduce"):
+        if rank == 1:
+            time.sleep(2.5)
+        chosen = tune("reduce", [Reducing()])[1]
+    return len(measured), chosen
+
+
+def test_a_rank_that_was_given_up_is_not_left_alone_in_a_collective(tmp_path):
+    results = job(2, giving_up, tmp_path, env={"FI_CACHESTORE_MAX_WAIT_S": "1"})
+    assert results == [(0, -1), (0, -1)]
+
+
 class OnceReducing(Reducing):
     def get_valid_tactics(self, inputs, profile):
         return [0, 1]
