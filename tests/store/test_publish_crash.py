@@ -223,6 +223,18 @@ def test_a_kill_while_rules_are_written_leaves_the_old_or_the_new(tmp_path, numb
     assert log.latest(RULES.digest) == (RULES, old)
 
 
+def test_rules_that_two_processes_write_at_once_are_both_kept(tmp_path):
+    theirs = SessionRules({"device": "cpu"}, (Rule((8,)),))
+
+    def meanwhile(name, number):
+        if name == "link":
+            RulesLog(tmp_path).append(theirs)
+
+    log = RulesLog(tmp_path, writer=FaultyWriter(meanwhile))
+    log.append(RULES)
+    assert log.latest(RULES.digest) == (RULES, theirs)
+
+
 def test_rules_keep_the_last_few_newest_first(tmp_path):
     log = RulesLog(tmp_path)
     made = [SessionRules({"device": "cpu"}, (Rule((size,)),)) for size in range(1, 21)]
