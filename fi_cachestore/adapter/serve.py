@@ -59,7 +59,7 @@ class Description:
     @cached_property
     def fingerprint(self) -> bytes:
         """Everything that the answer depends on. Only for a call without gaps."""
-        rules: list[Value] = [[call.bucket().dims, call.roundings, call.policy] for call in self.calls]
+        rules: list[Value] = [[call.bucket().dims, call.dynamic_dims(), call.roundings, call.policy] for call in self.calls]
         runners: list[Value] = [self.view(0, index).fingerprint() for index in range(len(self.runners))]
         return encode([self.op, list(self.calls[0].raw_inputs()), runners, rules])
 

@@ -371,6 +371,40 @@ def test_a_runner_that_rounds_elsewhere_is_not_served(tmp_path):
     assert -1 in served.values()
 
 
+def two_mappers(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("mapper", [MapperRunner(config())], [matrix(10)])
+    return [choose("mapper", [MapperRunner(config(buckets))], [matrix(10)])[1] for buckets in (BUCKETS, (8, 64, 256), BUCKETS)]
+
+
+def test_a_remembered_answer_is_not_that_of_a_runner_that_rounds_elsewhere(tmp_path):
+    assert fresh(two_mappers, tmp_path) == [16, -1, 16]
+
+
+# -- which dims are dynamic -------------------------------------------------------------------------------------------------------
+
+
+def two_dynamic_dims(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("dims", [PlainRunner()], [matrix(64, 64)], config(dims=(0,)))
+    return [choose("dims", [PlainRunner()], [matrix(64, 64)], config(dims=(dim,)))[1] for dim in (0, 1, 0)]
+
+
+def test_a_remembered_answer_is_not_that_of_a_call_whose_other_dim_is_dynamic(tmp_path):
+    assert fresh(two_dynamic_dims, tmp_path) == [2, -1, 2]
+
+
+def two_derived_dims(root):
+    derived = config(constraint_specs=with_output(1))
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("derived", [PlainRunner()], [matrix(64), matrix(64)], derived)
+    return [choose("derived", [PlainRunner()], [matrix(64), matrix(64)], given)[1] for given in (derived, config(), derived)]
+
+
+def test_a_remembered_answer_is_not_that_of_a_call_whose_dim_only_has_the_same_size(tmp_path):
+    assert fresh(two_derived_dims, tmp_path) == [2, -1, 2]
+
+
 # -- what a first call leaves behind ----------------------------------------------------------------------------------------------
 
 
