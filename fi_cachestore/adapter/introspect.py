@@ -164,7 +164,7 @@ class Call:
             if isinstance(item, torch.Tensor):
                 rows.append((str(item.dtype), tuple(item.shape), tuple(item.stride()), str(item.device)))
             else:
-                rows.append([self.values[index]])
+                rows.append([_frozen(self.values[index])])
         return rows
 
 

@@ -405,6 +405,18 @@ def test_a_remembered_answer_is_not_that_of_a_call_whose_dim_only_has_the_same_s
     assert fresh(two_derived_dims, tmp_path) == [2, -1, 2]
 
 
+def tune_listed_tensors(root):
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        inputs = [matrix(100), [matrix(100), matrix(3)]]
+        choose("listed tensors", [PlainRunner()], inputs)
+    return len(measured), session.report().gaps, choose("listed tensors", [PlainRunner()], [matrix(70), [matrix(70), matrix(3)]])
+
+
+def test_a_list_of_tensors_as_an_input_may_hold_the_dynamic_dim(tmp_path):
+    assert fresh(tune_listed_tensors, tmp_path) == (12, (), (0, 2))
+    assert fresh(tune_listed_tensors, tmp_path) == (0, (), (0, 2))
+
+
 # -- what a first call leaves behind ----------------------------------------------------------------------------------------------
 
 
