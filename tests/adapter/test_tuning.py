@@ -9,11 +9,13 @@ import torch
 from flashinfer.autotuner import AutoTuner, TuningConfig
 
 import fi_cachestore
+from fi_cachestore.adapter import attach as attach_module
 from fi_cachestore.coordination.files import FileCoordinator
 from fi_cachestore.coordination.port import Busy
 from fi_cachestore.records.choosing import Candidate, preference
 from tests.adapter.processes import CONTEXT, Fresh, fresh
 from tests.adapter.runners import TACTICS, PlainRunner, TacticRunner, choose, config, matrix, timed
+from tests.adapter.test_sizes import with_contract
 
 has_ranking = pytest.mark.skipif(not hasattr(flashinfer.autotuner.AutoTuner, "rank_tactics"), reason="FlashInfer 0.6.14 and later")
 
@@ -400,6 +402,61 @@ def test_tuning_one_backend_first_never_hides_a_faster_one(tmp_path, together):
     assert fresh(tune_backends, tmp_path, together) == ("A", 2, [])
 
 
+def serve_empty_root(root):
+    fi_cachestore.attach(root=root)
+    return choose("backends", [PlainRunner(), FastRunner()], [matrix(70)])
+
+
+def test_without_records_the_first_runner_serves_with_its_default(tmp_path):
+    assert fresh(serve_empty_root, tmp_path) == (0, -1)
+
+
+# -- collective ops ---------------------------------------------------------------------------------------------------------------
+
+
+class CollectiveRunner(PlainRunner):
+    """Stands for one that communicates with other ranks; its contract says whether it does."""
+
+
+def tune_collective(root, *, is_collective, ranks=False):
+    with_contract(attach_module, CollectiveRunner, collective=is_collective)
+    runners = [PlainRunner(), CollectiveRunner()]
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        if ranks:
+            AutoTuner.get().rank_tactics("collective", runners[1:], config(), [matrix(70)], k=2)
+        else:
+            choose("collective", runners, [matrix(70)])
+    return len(measured), choose("collective", runners, [matrix(70)]), session.report()
+
+
+def serve_collective(root, *, is_collective):
+    with_contract(attach_module, CollectiveRunner, collective=is_collective)
+    fi_cachestore.attach(root=root)
+    return choose("collective", [PlainRunner(), CollectiveRunner()], [matrix(70)])
+
+
+def test_a_collective_op_is_left_to_flashinfer(tmp_path):
+    measured, served, report = fresh(tune_collective, tmp_path, is_collective=True)
+    assert (measured, served) == (2 * 3 * 3, (0, 2))
+    assert report.ephemeral == {"collective op without a group": 1}
+    assert report.tuned_count == 0
+    assert records(tmp_path) == []
+    assert not (tmp_path / "claims").exists()
+
+
+@has_ranking
+def test_a_ranking_of_a_collective_op_is_left_to_flashinfer(tmp_path):
+    assert fresh(tune_collective, tmp_path, is_collective=True, ranks=True)[0] == 3
+    assert records(tmp_path) == []
+    assert not (tmp_path / "claims").exists()
+
+
+def test_a_collective_op_is_not_served_alone(tmp_path):
+    assert fresh(tune_collective, tmp_path, is_collective=False)[0] == 2 * 3 * 4
+    assert fresh(serve_collective, tmp_path, is_collective=False) == (0, 2)
+    assert fresh(serve_collective, tmp_path, is_collective=True) == (0, -1)
+
+
 # -- FlashInfer inside FlashInfer -------------------------------------------------------------------------------------------------
 
 
@@ -463,6 +520,31 @@ def test_a_ranking_is_answered_from_its_record(tmp_path):
     assert fresh(rank, tmp_path, 2)[:2] == ([2, 1], [0, 1, 2])
     assert fresh(rank, tmp_path, 3)[:2] == ([2, 1, 0], [])
     assert fresh(rank, tmp_path, 1)[:2] == ([2], [-1, 0, 1, 2] * 2)  # a choice, which tunes every bucket; 64 is there
+
+
+def rank_replayed(root):
+    fi_cachestore.attach("replay", root=root)
+    with timed() as measured, flashinfer.autotuner.autotune(True):
+        ranked = AutoTuner.get().rank_tactics("ranked", [FailingRunner({})], config(), [matrix(70)], k=2)
+    return ranked, len(measured)
+
+
+@has_ranking
+def test_a_ranking_in_replay_is_served_and_never_measured(tmp_path):
+    assert fresh(rank_replayed, tmp_path) == ([-1], 0)
+    fresh(rank, tmp_path, 2)
+    assert fresh(rank_replayed, tmp_path) == ([2], 0)
+
+
+def rank_blocked(root):
+    AutoTuner.get()._blocklist._invalid["ranked::FailingRunner"] = {2}
+    return rank(root, 3)[:2]
+
+
+@has_ranking
+def test_a_blocklist_is_honoured_in_rankings_from_records(tmp_path):
+    fresh(rank, tmp_path, 2)
+    assert fresh(rank_blocked, tmp_path) == ([1, 0], [])
 
 
 @has_ranking
