@@ -81,6 +81,9 @@ def choose(
         with tuner.memory_only():
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     decision = answer(tuner, described)
+    if not decision.is_hit and any(attached.session.mode is Mode.EPHEMERAL for attached in state.attached):
+        with tuner.memory_only():  # what such a session tuned is in FlashInfer's memory
+            return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     return runners[decision.runner_index], decision.tactic
 
 

@@ -140,6 +140,20 @@ def test_attaching_a_second_store_adds_and_detaching_it_leaves_the_first(tmp_pat
     assert fresh(two_roots, tmp_path) == (((0, 2), (0, 2)), ((0, 2), (0, -1)))
 
 
+def ephemeral_beside(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        tune("recorded")
+    with timed(), fi_cachestore.autotune(root=root, mode="ephemeral") as session:
+        tune("in memory")
+    served = tune("recorded"), tune("in memory")
+    session.detach()
+    return served, tune("recorded")
+
+
+def test_an_ephemeral_session_hides_no_records_and_what_it_tuned_is_served(tmp_path):
+    assert fresh(ephemeral_beside, tmp_path) == (((0, 2), (0, 2)), (0, 2))
+
+
 def many_entries(root):
     for _ in range(30):
         with timed(), fi_cachestore.autotune(root=root):
