@@ -316,20 +316,31 @@ def test_a_persistent_context_of_flashinfer_inside_gets_nothing_and_gives_nothin
     assert stored_count(tmp_path / "ours") == 3
 
 
-def file_of_flashinfer(root):
+class UndescribedRunner(PlainRunner):
+    """Has no complete key."""
+
+    def __init__(self):
+        self.thing = object()
+
+
+def file_of_flashinfer(root, runner_class, mode):
+    def look():
+        return choose("op", [runner_class()], [matrix(100)], config())
+
     path = root / "configs.json"
     with timed(), flashinfer_autotune(True, cache=str(path)):
-        tune()
+        look()
     AutoTuner.get().clear_cache()
-    with no_measurement(), fi_cachestore.autotune(False, root=root / "ours"), flashinfer_autotune(False, cache=str(path)):
-        ours = tune()
+    with no_measurement(), fi_cachestore.autotune(False, root=root / "ours", mode=mode), flashinfer_autotune(False, cache=str(path)):
+        ours = look()
     fi_cachestore.detach()
     with flashinfer_autotune(False, cache=str(path)):
-        return ours, tune()
+        return ours, look()
 
 
-def test_records_alone_are_served_while_attached(tmp_path):
-    assert fresh(file_of_flashinfer, tmp_path) == ((0, -1), (0, 2))
+@pytest.mark.parametrize(("runner_class", "mode"), [(PlainRunner, "auto"), (UndescribedRunner, "auto"), (PlainRunner, "ephemeral")])
+def test_files_of_flashinfer_are_not_served_while_attached(tmp_path, runner_class, mode):
+    assert fresh(file_of_flashinfer, tmp_path, runner_class, mode) == ((0, -1), (0, 2))
 
 
 def skipping(root, **given):

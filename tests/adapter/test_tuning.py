@@ -4,17 +4,19 @@ import os
 import signal
 
 import flashinfer.autotuner
+import numpy as np
 import pytest
 import torch
 from flashinfer.autotuner import AutoTuner, TuningConfig
 
 import fi_cachestore
 from fi_cachestore.adapter import attach as attach_module
+from fi_cachestore.adapter.tactics import find_in, is_default, tactic_value
 from fi_cachestore.coordination.files import FileCoordinator
 from fi_cachestore.coordination.port import Busy
 from fi_cachestore.records.choosing import Candidate, preference
 from tests.adapter.processes import CONTEXT, Fresh, fresh
-from tests.adapter.runners import TACTICS, PlainRunner, TacticRunner, choose, config, matrix, timed
+from tests.adapter.runners import TACTICS, Kind, PlainRunner, TacticRunner, Tile, choose, config, matrix, timed
 from tests.adapter.test_sizes import with_contract
 
 has_ranking = pytest.mark.skipif(not hasattr(flashinfer.autotuner.AutoTuner, "rank_tactics"), reason="FlashInfer 0.6.14 and later")
@@ -196,6 +198,20 @@ def test_tactics_come_back_equal_and_of_the_runners_own_type(tmp_path, kind):
     equal, text = fresh(serve_tactic, tmp_path, kind)
     assert equal, text
     assert fresh(tune_tactic, tmp_path, kind) == 0
+
+
+def test_a_tactic_is_found_by_its_bytes_wherever_it_stands():
+    offered = [Tile(True), Kind.SLOW, Tile(2), Tile(1), np.int32(1), Kind.FAST, np.int64(1), OpaqueTactic()]
+    for tactic in offered[:-1]:
+        assert find_in(offered, tactic_value(tactic, 0)) is tactic
+    for tactic in (Tile(3), np.int16(1), OpaqueTactic(), offered[-1]):
+        with pytest.raises(LookupError):
+            find_in(offered, tactic_value(tactic, len(offered) - 1))
+
+
+def test_only_the_integer_is_the_default():
+    assert is_default(-1)
+    assert not any(map(is_default, [-1.0, np.int64(-1), (-1,), True, None]))
 
 
 class ChangedTacticRunner(TacticRunner):
