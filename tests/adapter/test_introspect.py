@@ -339,6 +339,7 @@ class StatefulRunner(PlainRunner):
         self.size = size
         self.options = {"a": 1}
         self._configure(size)
+        self._reset()
         self.buffer = None
         self.counts = {}
         self.log = []
@@ -354,6 +355,9 @@ class StatefulRunner(PlainRunner):
     def _helper(self):
         self.helped = True
 
+    def _reset(self):
+        self.filled = 0
+
     @functools.cached_property
     def derived(self):
         return self.size + 1
@@ -363,6 +367,7 @@ class StatefulRunner(PlainRunner):
         self.counts[tactic] = self.counts.get(tactic, 0) + 1
         self.log.append(tactic)
         self._helper()
+        self._reset()
         setattr(self, "named", 3)  # noqa: B010 - another way to change an attribute
         self.total: int = 3
         self.late = self.derived
@@ -373,7 +378,7 @@ class StatefulRunner(PlainRunner):
 
 def test_what_methods_change_after_construction_is_state():
     names = mutated_names(StatefulRunner, TunableRunner)
-    assert names >= {"shared", "buffer", "counts", "log", "helped", "total", "late", "first", "second", "derived", "named"}
+    assert names >= {"shared", "buffer", "counts", "log", "helped", "total", "late", "first", "second", "derived", "filled", "named"}
     assert not names & {"size", "options", "configured", "more", "limit", "table"}
 
 
