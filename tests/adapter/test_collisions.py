@@ -13,7 +13,7 @@ from flashinfer.autotuner import AutoTuner
 import fi_cachestore
 from tests.adapter.cases import CASES, Case
 from tests.adapter.processes import fresh
-from tests.adapter.runners import BUCKETS, LayoutRunner, PlainRunner, config, matrix, timed
+from tests.adapter.runners import BUCKETS, PlainRunner, config, matrix, timed
 
 
 def tune(root, name, side):
@@ -58,23 +58,9 @@ def test_neither_is_served_the_others_tactic_after_a_restart(tmp_path, name):
     assert fresh(tune, tmp_path, name, 0)["measured"] == 0
 
 
-class SideExtrasRunner(LayoutRunner):
-    """Its extras tell the sides apart, and nothing else that counts does."""
-
-    def __init__(self, side):
-        self.side_cache = [side]
-
-    def which(self, inputs):
-        return self.side_cache[0] + 1
-
-    def get_cache_key_extras(self, inputs):
-        return (self.side_cache[0],)
-
-
 REMEMBERED = {
     **CASES,
     "op": lambda side: Case(PlainRunner(), [matrix(50)], op=f"op {side}"),
-    "extras": lambda side: Case(SideExtrasRunner(side), [matrix(50)]),
     "bucket": lambda side: Case(PlainRunner(), [matrix(50)], config=config((50,) if side else BUCKETS)),
     "rounding to one bucket": lambda side: Case(PlainRunner(), [matrix(64)], config=config(round_up=bool(side))),
     "execution": lambda side: Case(PlainRunner(), [matrix(50)], config=config(use_cuda_graph=bool(side))),

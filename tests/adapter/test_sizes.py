@@ -181,6 +181,38 @@ class BranchingRunner(BySizeRunner):
         return (inputs[0].shape[0] > 20,)
 
 
+class NumberingRunner(BySizeRunner):
+    """As before, by numbers that are no dims."""
+
+    def get_cache_key_extras(self, inputs):
+        return (2 if inputs[0].shape[0] > 20 else 1,)
+
+
+class PeekingAboveRunner(BySizeRunner):
+    """Its extras need content at large sizes only."""
+
+    def get_cache_key_extras(self, inputs):
+        return (float(inputs[0].sum()) if inputs[0].shape[0] > 200 else 0.0,)
+
+
+class StorageRunner(BySizeRunner):
+    def get_cache_key_extras(self, inputs):
+        return (inputs[0].untyped_storage().nbytes() > 0,)
+
+
+class DescribingRunner(BySizeRunner):
+    """Its extras look at everything that a stand-in has: device, dtype, layout, and the parts of a list."""
+
+    def get_cache_key_extras(self, inputs):
+        first, listed = inputs[0], inputs[1]
+        return (first.is_cuda, first.device.type, first.dtype, first.stride(-1) == 1, first.is_contiguous(), listed[0].T.shape, len(listed))
+
+
+class PeekingIntoListRunner(BySizeRunner):
+    def get_cache_key_extras(self, inputs):
+        return (float(inputs[1][0].sum()),)
+
+
 class PeekingRunner(BySizeRunner):
     def get_cache_key_extras(self, inputs):
         return (float(inputs[0].sum()),)
@@ -218,15 +250,17 @@ def test_extras_with_the_raw_dim_are_served_at_every_size(tmp_path):
     assert fresh(tune_extras, tmp_path, LeakyRunner) == (0, [])
 
 
-def test_extras_that_tell_a_size_from_its_bucket_are_a_miss_there(tmp_path):
-    fresh(tune_extras, tmp_path, BranchingRunner)
-    served = fresh(serve_extras, tmp_path, BranchingRunner)
+@pytest.mark.parametrize("runner_class", [BranchingRunner, NumberingRunner])
+def test_extras_that_tell_a_size_from_its_bucket_are_a_miss_there(tmp_path, runner_class):
+    fresh(tune_extras, tmp_path, runner_class)
+    served = fresh(serve_extras, tmp_path, runner_class)
     assert served == {size: floor(size) if (size > 20) == (floor(size) > 20) else -1 for size in SIZES}
     assert -1 in served.values()
 
 
 @pytest.mark.parametrize(
-    ("runner_class", "why"), [(PeekingRunner, "content"), (PointerRunner, "address"), (CountingRunner, "content or address")]
+    ("runner_class", "why"),
+    [(PeekingRunner, "content"), (PointerRunner, "address"), (StorageRunner, "address"), (CountingRunner, "content or address")],
 )
 def test_extras_that_need_more_than_a_shape_make_the_key_incomplete(tmp_path, runner_class, why):
     measured, gaps = fresh(tune_extras, tmp_path, runner_class)
@@ -237,6 +271,30 @@ def test_extras_that_need_more_than_a_shape_make_the_key_incomplete(tmp_path, ru
     assert why in gaps[0]
     assert set(fresh(serve_extras, tmp_path, runner_class).values()) == {-1}
     assert len(fi_cachestore.open_store(tmp_path)) == 0
+
+
+def test_a_profile_whose_extras_cannot_be_known_is_left_alone_and_costs_no_other(tmp_path):
+    assert fresh(tune_extras, tmp_path, PeekingAboveRunner)[0] == 6
+    store = fi_cachestore.open_store(tmp_path)
+    assert sorted(store.get(digest).entry.key.profile[0]["bucket"] for digest in store) == [16, 64]
+    assert fresh(serve_extras, tmp_path, PeekingAboveRunner) == {size: floor(size) if size < 200 else -1 for size in SIZES}
+
+
+def look_at_lists(root, runner_class):
+    inputs = [torch.zeros(32, 100).T, [matrix(3, 4), matrix(5)]]
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        choose("lists", [runner_class()], inputs)
+    inputs[0] = torch.zeros(32, 70).T
+    return len(measured), [gap.field for gap in session.report().gaps], choose("lists", [runner_class()], inputs)[1]
+
+
+def test_extras_may_look_at_all_that_a_tensor_says_of_itself(tmp_path):
+    assert fresh(look_at_lists, tmp_path, DescribingRunner) == (9, [], 64)
+    assert fresh(look_at_lists, tmp_path, DescribingRunner) == (0, [], 64)
+
+
+def test_extras_may_not_look_into_tensors_of_a_list(tmp_path):
+    assert fresh(look_at_lists, tmp_path, PeekingIntoListRunner)[1] == ["extras"]
 
 
 # -- contracts that look at the size ----------------------------------------------------------------------------------------------
