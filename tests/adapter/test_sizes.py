@@ -411,6 +411,21 @@ def test_an_alignment_that_a_contract_allows_is_part_of_the_key(tmp_path):
     assert fresh(tune_aligned, tmp_path, 48) == 0
 
 
+class QuietAlignedRunner(BySizeRunner):
+    """Looks at an address, and its extras say nothing of it."""
+
+
+def two_alignments(root):
+    with_contract(attach_module, QuietAlignedRunner, pointer_alignment={1: 256})
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("quiet", [QuietAlignedRunner()], [matrix(100), aligned(0)])
+    return [choose("quiet", [QuietAlignedRunner()], [matrix(100), aligned(offset)])[1] for offset in (0, 16, 48, 0)]
+
+
+def test_an_alignment_counts_where_the_extras_do_not_show_it_also_for_remembered_answers(tmp_path):
+    assert fresh(two_alignments, tmp_path) == [64, -1, -1, 64]
+
+
 # -- a mapper of the runner's own -------------------------------------------------------------------------------------------------
 
 
