@@ -1,7 +1,11 @@
 """Tuning through FlashInfer's own loop: who measures what, what is recorded, and what failing or dying in the middle costs."""
 
+import fcntl
 import os
+import shutil
 import signal
+import threading
+from typing import ClassVar
 
 import flashinfer.autotuner
 import numpy as np
@@ -15,6 +19,7 @@ from fi_cachestore.adapter.tactics import find_in, is_default, tactic_value
 from fi_cachestore.coordination.files import FileCoordinator
 from fi_cachestore.coordination.port import Busy
 from fi_cachestore.records.choosing import Candidate, preference
+from fi_cachestore.records.record import TacticSpace
 from tests.adapter.processes import CONTEXT, Fresh, fresh
 from tests.adapter.runners import TACTICS, Kind, PlainRunner, TacticRunner, Tile, choose, config, matrix, timed
 from tests.adapter.test_sizes import with_contract
@@ -201,7 +206,7 @@ def test_tactics_come_back_equal_and_of_the_runners_own_type(tmp_path, kind):
 
 
 def test_a_tactic_is_found_by_its_bytes_wherever_it_stands():
-    offered = [Tile(True), Kind.SLOW, Tile(2), Tile(1), np.int32(1), Kind.FAST, np.int64(1), OpaqueTactic()]
+    offered = [Tile(True), Kind.SLOW, Tile(2), Tile(1, 1), Tile(1), np.int32(1), Kind.FAST, np.int64(1), OpaqueTactic()]
     for tactic in offered[:-1]:
         assert find_in(offered, tactic_value(tactic, 0)) is tactic
     for tactic in (Tile(3), np.int16(1), OpaqueTactic(), offered[-1]):
@@ -396,6 +401,43 @@ def test_a_runner_that_lists_nothing_is_not_run_at_all(tmp_path):
     assert len(records(tmp_path)) == 6
 
 
+class OvertakenRunner(PlainRunner):
+    """While it is measured, somebody else's record of the same profile appears."""
+
+    theirs_cache = (None,)
+    order_cache = (2, 1, 0)
+
+    def time_ms(self, tactic):
+        return 10.0 if tactic == -1 else 1.0 + self.order_cache[0][tactic]
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        source, target = self.theirs_cache[0] or (None, None)
+        if source is not None:
+            shutil.copytree(source / "objects", target / "objects", dirs_exist_ok=True)
+        return inputs[0]
+
+
+def tune_overtaken(root, order, theirs=None, *, ranks=False):
+    fcntl.flock = lambda fd, operation: None  # claims that hold nobody back
+    OvertakenRunner.theirs_cache = [theirs and (theirs, root)]
+    OvertakenRunner.order_cache = [order]
+    runner, given = OvertakenRunner(), config((64,))
+    with timed(), fi_cachestore.autotune(root=root):
+        if ranks:
+            return AutoTuner.get().rank_tactics("overtaken", [runner], given, [matrix(70)], k=3)
+        return choose("overtaken", [runner], [matrix(70)], given)[1]
+
+
+@pytest.mark.parametrize("ranks", [False, pytest.param(True, marks=has_ranking)])
+def test_who_publishes_first_wins_over_what_was_measured_here(tmp_path, ranks):
+    first, second = tmp_path / "first", tmp_path / "second"
+    theirs = fresh(tune_overtaken, first, (5, 3, 1), ranks=ranks)
+    assert theirs == ([2, 1, 0] if ranks else 2)
+    assert fresh(tune_overtaken, tmp_path / "alone", (1, 3, 5), ranks=ranks) == ([0, 1, 2] if ranks else 0)
+    assert fresh(tune_overtaken, second, (1, 3, 5), first, ranks=ranks) == theirs
+    assert [record.provenance for record in records(second)] == [record.provenance for record in records(first)]
+
+
 # -- several runners --------------------------------------------------------------------------------------------------------------
 
 
@@ -487,6 +529,84 @@ class StageRunner(PlainRunner):
         return 10.0 if tactic == -1 else 5.0 - tactic % 100
 
 
+class ProbingRunner(PlainRunner):
+    """Times another runner, and has its tactics filtered, while it lists its own."""
+
+    def get_valid_tactics(self, inputs, profile):
+        tuner = AutoTuner.get()
+        tuner._blocklist.filter("other", StageRunner(7), [700, 701])
+        tuner._profile_single_kernel(StageRunner(7), inputs, 700, TuningConfig())
+        return [0, 1, 2]
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        AutoTuner.get()._blocklist.filter("other", StageRunner(7), [700, 701])
+        AutoTuner.get()._profile_single_kernel(StageRunner(7), inputs, 701, TuningConfig())
+        return inputs[0]
+
+
+def tune_probing(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        return choose("probing", [ProbingRunner()], [matrix(70)], config((64,)))
+
+
+def test_what_is_timed_meanwhile_is_no_part_of_the_record(tmp_path):
+    assert fresh(tune_probing, tmp_path) == (0, 2)
+    (record,) = records(tmp_path)
+    assert [m.tactic for m in record.measurements] == [-1, 0, 1, 2]
+    assert record.space == TacticSpace.of([0, 1, 2])
+
+
+class NoticingLock:
+    """The tuner's lock, which tells when another thread wants it."""
+
+    def __init__(self, inner):
+        self.inner, self.owner, self.is_wanted = inner, threading.current_thread(), threading.Event()
+
+    def __enter__(self):
+        if threading.current_thread() is not self.owner:
+            self.is_wanted.set()
+        return self.inner.__enter__()
+
+    def __exit__(self, *error):
+        return self.inner.__exit__(*error)
+
+
+class VisitedRunner(PlainRunner):
+    """While it is measured, another thread asks for an op that stays in memory, and has to wait."""
+
+    visits_cache: ClassVar = []
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        if not self.visits_cache:
+            self.visits_cache.append(threading.Thread(target=ask_for_undescribed))
+            self.visits_cache[0].start()
+            assert AutoTuner.get()._lock.is_wanted.wait(60)
+        return inputs[0]
+
+
+class UndescribedRunner(PlainRunner):
+    def __init__(self):
+        self.thing = object()
+
+
+def ask_for_undescribed():
+    choose("undescribed", [UndescribedRunner()], [matrix(70)])
+
+
+def tune_visited(root):
+    tuner = AutoTuner.get()
+    tuner._lock = NoticingLock(tuner._lock)
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        chosen = choose("visited", [VisitedRunner()], [matrix(70)])
+        VisitedRunner.visits_cache[0].join(60)
+    return chosen, [name for name, _ in measured].count("VisitedRunner"), session.report().tuned_count
+
+
+def test_a_thread_that_asks_meanwhile_disturbs_no_measurement(tmp_path):
+    assert fresh(tune_visited, tmp_path) == ((0, 2), 12, 3)
+    assert len(records(tmp_path)) == 3
+
+
 class TwoStageRunner(PlainRunner):
     """Ranks the tactics of its stages while it lists its own, as FlashInfer's CUTLASS MoE runner does."""
 
@@ -536,6 +656,19 @@ def test_a_ranking_is_answered_from_its_record(tmp_path):
     assert fresh(rank, tmp_path, 2)[:2] == ([2, 1], [0, 1, 2])
     assert fresh(rank, tmp_path, 3)[:2] == ([2, 1, 0], [])
     assert fresh(rank, tmp_path, 1)[:2] == ([2], [-1, 0, 1, 2] * 2)  # a choice, which tunes every bucket; 64 is there
+
+
+def rank_raising(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        with pytest.raises(ZeroDivisionError):
+            AutoTuner.get().rank_tactics("raising", [RaisingRunner()], config(), [matrix(64)], k=2)
+        key = fi_cachestore.tune_key("raising", RaisingRunner(), [matrix(64)], tuning_config=config())
+        return isinstance(FileCoordinator(root / "claims").claim(key.digest, "op"), Busy)
+
+
+@has_ranking
+def test_a_ranking_that_raises_frees_its_claim(tmp_path):
+    assert fresh(rank_raising, tmp_path) is False
 
 
 def rank_replayed(root):
