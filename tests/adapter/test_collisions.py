@@ -58,9 +58,17 @@ def test_neither_is_served_the_others_tactic_after_a_restart(tmp_path, name):
     assert fresh(tune, tmp_path, name, 0)["measured"] == 0
 
 
+class OtherRunner(PlainRunner):
+    """The same parameters, none; other code."""
+
+    def time_ms(self, tactic):
+        return 1.0
+
+
 REMEMBERED = {
     **CASES,
     "op": lambda side: Case(PlainRunner(), [matrix(50)], op=f"op {side}"),
+    "class": lambda side: Case((PlainRunner, OtherRunner)[side](), [matrix(50)]),
     "bucket": lambda side: Case(PlainRunner(), [matrix(50)], config=config((50,) if side else BUCKETS)),
     "rounding to one bucket": lambda side: Case(PlainRunner(), [matrix(64)], config=config(round_up=bool(side))),
     "execution": lambda side: Case(PlainRunner(), [matrix(50)], config=config(use_cuda_graph=bool(side))),

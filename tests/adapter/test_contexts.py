@@ -550,6 +550,22 @@ def test_a_missing_or_changed_symbol_is_named(monkeypatch, name):
     assert name in str(caught.value)
 
 
+def test_a_missing_part_of_the_tuner_or_its_config_is_named(monkeypatch):
+    import flashinfer.autotuner as module
+
+    monkeypatch.setattr(module.AutoTuner, "_override_round_up", False)
+    monkeypatch.delitem(module.TuningConfig.__dataclass_fields__, "use_cuda_graph")
+    tuner = AutoTuner()
+    del tuner.profiling_cache
+    with pytest.raises(UnsupportedFlashInferError) as caught:
+        check(module, "0.7.2", tuner)
+    assert sorted(caught.value.missing) == [
+        "AutoTuner().profiling_cache",
+        "AutoTuner._override_round_up",
+        "TuningConfig.use_cuda_graph",
+    ]
+
+
 @pytest.mark.parametrize("version", ["0.6.12", "0.8.0", "1.0"])
 def test_other_versions_are_not_touched(version):
     import flashinfer.autotuner as module

@@ -16,24 +16,26 @@ import flashinfer.autotuner
 import numpy as np
 import pytest
 import torch
+from flashinfer.autotune_cache import MeasurementPolicy
 from flashinfer.autotuner import ConstraintSpec, DynamicTensorSpec, TunableRunner, TuningConfig, make_bucket_mapper
 from flashinfer.fused_moe.utils import make_hybrid_bucket_mapper, map_to_hybrid_bucket_uncapped
 from hypothesis import given
 from hypothesis import strategies as st
 
 import fi_cachestore
-from fi_cachestore.adapter.contracts import Contract
+from fi_cachestore.adapter.contracts import Contract, load_contracts
 from fi_cachestore.adapter.introspect import Call, Introspector, RunnerView
 from fi_cachestore.adapter.layout import DERIVED, RawTensor, dynamic_dim, readings
-from fi_cachestore.adapter.policy import resolved
+from fi_cachestore.adapter.policy import from_rule, resolved, rule_fields
 from fi_cachestore.adapter.roles import Role, mutated_names
 from fi_cachestore.adapter.rounding import known_rounding
 from fi_cachestore.adapter.sources import implementation_digest, release_of, release_of_class, type_name
 from fi_cachestore.environment.facets import Role as EnvironmentRole
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.environment.probes import CPU_PROBES, Probe
-from fi_cachestore.errors import IncompleteKeyError
+from fi_cachestore.errors import ConfigError, IncompleteKeyError
 from fi_cachestore.keys.canonical import Named
+from fi_cachestore.records.rules import Rule
 from tests.adapter import twin_a
 from tests.adapter.processes import fresh
 from tests.adapter.runners import BUCKETS, PlainRunner, config, matrix, with_output
@@ -883,6 +885,51 @@ def test_the_calls_own_mapper_is_known_where_a_runner_holds_it():
     assert made.params["other"].kind == "function"
 
 
+# -- how times are taken ----------------------------------------------------------------------------------------------------------
+
+
+def test_how_times_are_taken_counts():
+    graph = {"use_cuda_graph": True}
+    ways = [
+        {},
+        graph,
+        {"use_cold_l2_cache": True},
+        {**graph, "cuda_graph_profile_replays": 20},
+        {**graph, "use_cold_l2_graph_replay": True},
+    ]
+    assert len({key(tuning_config=config(**way)).digest for way in ways}) == len(ways)
+    assert key(tuning_config=config(cuda_graph_profile_replays=20)).digest == key().digest  # replays of graphs, and there are none
+
+
+def policy_part(**given):
+    return resolved(config(), MeasurementPolicy(**given))
+
+
+def test_the_timer_counts_and_falls_back_where_it_does_not_work():
+    timers = ["cupti", "events", "events_no_delay"]
+    parts = [policy_part(execution_mode="cuda_graph", _timer=timer) for timer in timers]
+    assert [part["timer"] for part in parts] == timers
+    policy = MeasurementPolicy(execution_mode="cuda_graph", _timer="cupti")
+    assert resolved(config(), policy, cupti_works=False)["timer"] == "events"
+    assert resolved(config(), None) == resolved(config(), MeasurementPolicy(_timer="events"))
+
+
+@pytest.mark.parametrize("execution_mode", ["auto", "cuda_graph", "eager"])
+@pytest.mark.parametrize("cold_l2", [None, True, False])
+@pytest.mark.parametrize("timer", ["auto", "events", "events_no_delay"])
+def test_a_policy_survives_as_a_rule(execution_mode, cold_l2, timer):
+    policy = MeasurementPolicy(execution_mode=execution_mode, cold_l2=cold_l2, _timer=timer)
+    assert from_rule(Rule(**rule_fields(policy))) == policy
+
+
+def test_a_key_for_people_has_the_policy_applied():
+    def digest(policy):
+        return fi_cachestore.tune_key("op", PlainRunner(), [matrix(100)], tuning_config=config(), policy=policy).digest
+
+    policies = [None, MeasurementPolicy("cuda_graph"), MeasurementPolicy("cuda_graph", cold_l2=True)]
+    assert len(set(map(digest, policies))) == len(policies)
+
+
 # -- layout -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -1009,3 +1056,52 @@ def test_roles_of_arguments():
     arguments = contract(roles={"thing": Role.RESOURCE}, arguments={"seq_len": Role.DYNAMIC})
     first, second = (view(ContractedRunner(), contracts=arguments, seq_len=value).arguments for value in (1, 2))
     assert first == second == {}
+
+
+ROW = """
+[[runner]]
+type = "module:Runner"
+fingerprint = "0123"
+"""
+
+
+def test_a_row_is_read_as_it_stands():
+    text = """
+    backends = ["cublas"]
+    collective = true
+    checks_size = true
+    space = "indexed"
+    pointer_alignment = { 2 = 256 }
+    note = "why"
+    roles = { thing = { role = "resource", why = "compiled" } }
+    arguments = { size = { role = "dynamic", why = "data" } }
+    """
+    assert load_contracts(ROW, "here") == {"module:Runner": Contract("module:Runner", "0123")}
+    assert load_contracts(ROW + text, "here")["module:Runner"] == Contract(
+        "module:Runner",
+        "0123",
+        {"thing": Role.RESOURCE},
+        {"size": Role.DYNAMIC},
+        ("cublas",),
+        collective=True,
+        checks_size=True,
+        space="indexed",
+        pointer_alignment={2: 256},
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ROW + "checks_sizes = true",
+        ROW + ROW,
+        ROW + 'space = "guessed"',
+        ROW + 'roles = { thing = { role = "resource" } }',
+        ROW + 'roles = { thing = { role = "unimportant", why = "no" } }',
+        ROW + 'arguments = { thing = "resource" }',
+    ],
+    ids=["field", "twice", "space", "no reason", "role", "text"],
+)
+def test_a_row_that_cannot_be_understood_is_an_error(text):
+    with pytest.raises(ConfigError, match="module:Runner"):
+        load_contracts(text, "here")
