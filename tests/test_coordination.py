@@ -31,8 +31,20 @@ def test_one_holder_at_a_time(coordinator):
     claim.release()  # a second time does nothing
     again = coordinator.claim(DIGEST, "op")
     assert not isinstance(again, Busy | Unavailable)
+    claim.release()  # nor does a third, now that somebody else holds it
+    assert isinstance(coordinator.claim(DIGEST, "op"), Busy)
     again.release()
     other.release()
+
+
+def test_another_thread_may_release_a_claim(coordinator):
+    claim = coordinator.claim(DIGEST, "op")
+    thread = threading.Thread(target=claim.release)
+    thread.start()
+    thread.join()
+    again = coordinator.claim(DIGEST, "op")
+    assert not isinstance(again, Busy | Unavailable)
+    again.release()
 
 
 def test_one_of_many_threads_gets_it(coordinator):
@@ -99,7 +111,7 @@ def test_a_file_system_without_flock_means_no_claims(tmp_path, monkeypatch, code
     assert answer.why
 
 
-def test_no_soft_lock_is_ever_used(tmp_path, monkeypatch):
+def test_no_lock_is_soft_or_waited_for(tmp_path, monkeypatch):
     made = []
     real = filelock.FileLock.__init__
 
@@ -109,12 +121,24 @@ def test_no_soft_lock_is_ever_used(tmp_path, monkeypatch):
 
     monkeypatch.setattr(filelock.FileLock, "__init__", init)
     FileCoordinator(tmp_path).claim(DIGEST, "op").release()
-    assert [kwargs["fallback_to_soft"] for kwargs in made] == [False]
+    assert [(kwargs["fallback_to_soft"], kwargs["timeout"]) for kwargs in made] == [(False, 0)]
 
 
 def test_a_directory_that_cannot_be_made_means_no_claims(tmp_path):
     (tmp_path / "claims").write_text("")
     assert isinstance(FileCoordinator(tmp_path / "claims").claim(DIGEST, "op"), Unavailable)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_lock_files_place_makes_nobody_wait(tmp_path):
+    place = tmp_path / DIGEST[:2] / f"{DIGEST}.lock"
+    place.parent.mkdir()
+    os.mkfifo(place)
+    first = FileCoordinator(tmp_path).claim(DIGEST, "op")
+    answers = [FileCoordinator(tmp_path).claim(DIGEST, "op") for _ in range(3)]
+    assert all(isinstance(answer, Busy | Unavailable) for answer in answers)
+    if not isinstance(first, Unavailable):
+        first.release()
 
 
 @pytest.mark.timeout(20)

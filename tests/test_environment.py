@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -88,6 +89,27 @@ def test_an_unknown_backend_harms_only_runners_that_use_it():
     assert isinstance(broken.for_key(("cudnn",)), tuple)
 
 
+def test_the_kind_of_device_counts_by_itself():
+    facets = environment().facets
+    assert Environment(GPU, facets).for_key(None) != Environment(Device("xpu", 0), facets).for_key(None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"__version__": "0.0.0+unknown"}, "flashinfer_version"),
+        ({"__git_commit__": None, "__git_version__": "unknown"}, "flashinfer_commit"),
+        ({"__git_commit__": "unknown"}, "flashinfer_commit"),
+    ],
+    ids=str,
+)
+def test_a_flashinfer_that_does_not_know_itself_makes_no_key(monkeypatch, changes, name):
+    for variable, value in changes.items():
+        monkeypatch.setattr(f"flashinfer.version.{variable}", value, raising=False)
+    gaps = collect(Device("cpu"), CPU_PROBES).for_key(())
+    assert [gap.field for gap in gaps] == [name]
+
+
 def test_an_absent_library_is_a_fact():
     assert isinstance(environment(cutlass_dsl=ABSENT).for_key(None), dict)
 
@@ -141,8 +163,11 @@ def test_variables_that_change_kernels_count(monkeypatch, name):
     before = collect(Device("cpu"), CPU_PROBES).for_key(())
     monkeypatch.setenv(name, "")
     assert collect(Device("cpu"), CPU_PROBES).for_key(()) == before
-    monkeypatch.setenv(name, "1")
-    assert collect(Device("cpu"), CPU_PROBES).for_key(()) != before
+    found = [before]
+    for value in ("1", "2"):
+        monkeypatch.setenv(name, value)
+        found.append(collect(Device("cpu"), CPU_PROBES).for_key(()))
+    assert all(first != second for first, second in itertools.combinations(found, 2))
 
 
 def test_other_variables_do_not_count(monkeypatch):

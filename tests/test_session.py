@@ -9,7 +9,7 @@ import pytest
 from fi_cachestore.config import Mode
 from fi_cachestore.coordination.files import FileCoordinator
 from fi_cachestore.coordination.local import LocalCoordinator
-from fi_cachestore.coordination.port import SystemClock, Unavailable
+from fi_cachestore.coordination.port import Busy, SystemClock, Unavailable
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import NO_RULE, Rule
 from fi_cachestore.session import Ports, Session
@@ -60,6 +60,10 @@ def world():
     return World()
 
 
+def is_free(world, number):
+    return not isinstance(world.coordinator.claim(sample_key(number).digest, "op"), Busy)
+
+
 def test_what_nobody_has_is_mine_once_and_then_answered(world):
     session = world.session()
     mine = session.begin(sample_key(1))
@@ -86,7 +90,32 @@ def test_a_record_published_between_look_up_and_claim_is_found(world):
     assert isinstance(late.find(sample_key(1).digest), Miss)
     world.store.publish(sample_record(1))
     assert late.begin(sample_key(1)) == Answered(sample_record(1))
-    assert world.coordinator.claim(sample_key(1).digest, "op") is not None
+    assert is_free(world, 1)
+
+
+def test_the_claim_is_free_when_the_work_is_finished_or_cannot_be(world):
+    session = world.session()
+    session.finish(session.begin(sample_key(1)), sample_record(1))
+    assert is_free(world, 1)
+    broken = world.session(records=BrokenStore())
+    with pytest.raises(ZeroDivisionError):
+        broken.finish(broken.begin(sample_key(2)), sample_record(2))
+    assert is_free(world, 2)
+
+
+class BrokenStore(MemoryStore):
+    """Fails in a way that no store should."""
+
+    def publish(self, entry):
+        raise ZeroDivisionError
+
+
+def test_the_first_of_two_results_of_one_session_stays(world):
+    session = world.session()
+    first, second = (sample_record(1, times_ns={0: time_ns}) for time_ns in (1, 2))
+    for record in (first, second):
+        assert session.finish(Mine(None, share=False), record) == first
+    assert session.find(first.digest).entry == first
 
 
 def test_a_claim_whose_holder_gives_up_is_ours_after_waiting(world):
@@ -113,6 +142,25 @@ def test_waiting_ends_after_the_limit_and_the_result_stays_in_memory(world, capl
     assert world.store.get(sample_key(1).digest) == Miss("absent")
     first.finish(mine, sample_record(1))
     assert second.begin(sample_key(1)) == Answered(sample_record(1, times_ns={0: 7}))
+
+
+def test_the_limit_counts_from_the_first_wait(world):
+    holder, waiter = world.session(), world.session(max_wait_s=5.0)
+    keys = [sample_key(number) for number in range(2)]
+    claims = [holder.begin(key) for key in keys]
+    for key in keys:
+        assert isinstance(waiter.begin(key), Elsewhere)
+
+    def done_after_three_seconds():
+        if world.clock.now_ns > 3e9 and isinstance(world.store.get(keys[1].digest), Miss):
+            holder.finish(claims[1], sample_record(1))
+
+    world.clock.during_sleep = done_after_three_seconds
+    waiter.await_any(keys)
+    assert isinstance(waiter.begin(keys[1]), Answered)
+    waiter.await_any(keys[:1])
+    assert 5e9 < world.clock.now_ns < 6e9
+    assert waiter.begin(keys[0]) == Mine(None, share=False)
 
 
 def test_waiting_takes_whichever_key_is_ready_first(world):
@@ -264,6 +312,27 @@ def test_the_last_session_comes_first_and_earlier_ones_are_still_tried(world, tm
         session.note_rule(DEVICE, Rule(buckets))
         session.commit()
     assert world.session(rules=log).rules_in_force(DEVICE) == (Rule((8, 16)), Rule((1, 2)), NO_RULE)
+
+
+def test_a_sessions_own_rules_come_before_those_it_found(world, tmp_path):
+    log = RulesLog(tmp_path)
+    earlier = world.session(rules=log)
+    earlier.note_rule(DEVICE, Rule((1, 2)))
+    earlier.commit()
+    session = world.session(rules=log)
+    session.note_rule(DEVICE, Rule((8, 16)))
+    assert session.rules_in_force(DEVICE) == (Rule((8, 16)), Rule((1, 2)), NO_RULE)
+
+
+def test_rules_of_others_are_found_after_refresh(world, tmp_path):
+    log = RulesLog(tmp_path)
+    session, other = world.session(rules=log), world.session(rules=log)
+    assert session.rules_in_force(DEVICE) == (NO_RULE,)
+    other.note_rule(DEVICE, Rule((1, 2)))
+    other.commit()
+    assert session.rules_in_force(DEVICE) == (NO_RULE,)
+    session.refresh()
+    assert session.rules_in_force(DEVICE) == (Rule((1, 2)), NO_RULE)
 
 
 def test_a_session_under_every_ops_own_buckets_comes_before_earlier_rules(world, tmp_path):

@@ -153,6 +153,10 @@ class Call:
         rows = zip(bucket.dims, self.roundings, strict=True)
         return tuple({"bucket": size, "rounding": rounding} for size, rounding in rows)
 
+    def dynamic_dims(self) -> list[Value]:
+        """Return which dims of which inputs are dynamic or derived, for remembering the call's answer."""
+        return [(index, dim, symbol.content) for (index, dim), symbol in self._symbols.items()]
+
     def raw_inputs(self) -> list[Value]:
         """Return the inputs as they are in this very call, for remembering its answer."""
         rows: list[Value] = []
@@ -160,7 +164,7 @@ class Call:
             if isinstance(item, torch.Tensor):
                 rows.append((str(item.dtype), tuple(item.shape), tuple(item.stride()), str(item.device)))
             else:
-                rows.append([self.values[index]])
+                rows.append([_frozen(self.values[index])])
         return rows
 
 
@@ -264,7 +268,8 @@ class RunnerView:
     def fingerprint(self) -> bytes:
         """Return everything about this runner in this very call, for remembering the answer. Only for a complete view."""
         extras = self._walker.value(self._actual_extras.value, "extras")
-        return _bytes([self.type, self.params, self.arguments, self.environment, extras, dict(self._pointers)])
+        rounded = [mapper(size) for mapper in self.held_mappers for size in self.call.raw_dims[:1]]
+        return _bytes([self.type, self.params, self.arguments, self.environment, extras, dict(self._pointers), rounded])
 
 
 def device_of(inputs: Sequence[Any]) -> Device | None:
@@ -276,9 +281,9 @@ def device_of(inputs: Sequence[Any]) -> Device | None:
     return Device(*accelerators.pop()) if len(accelerators) == 1 else None
 
 
-def _symbols(config: TuningConfig, shapes: Shapes) -> dict[tuple[int, int], Value]:
+def _symbols(config: TuningConfig, shapes: Shapes) -> dict[tuple[int, int], Named]:
     """Return which dims of which inputs are dynamic or derived."""
-    found: dict[tuple[int, int], Value] = {}
+    found: dict[tuple[int, int], Named] = {}
     for position, spec in enumerate(config.dynamic_tensor_specs):
         for index, dim in zip(spec.input_idx, spec.dim_idx, strict=True):
             found[index, dim % max(len(shapes[index]), 1)] = dynamic_dim(position)

@@ -77,7 +77,7 @@ def _members(cls: type) -> Iterator[tuple[str, object]]:
 
 def _scan(functions: list[tuple[str, FunctionType]], class_names: frozenset[str]) -> frozenset[str]:
     trees = [(name, tree) for name, function in functions if (tree := _parse(function)) is not None]
-    constructing = _constructing(dict(trees))
+    constructing = _constructing(trees)
     found: set[str] = set()
     for name, tree in trees:
         receivers = {"cls"} | class_names
@@ -103,14 +103,16 @@ def _first_argument(tree: ast.FunctionDef) -> str:
     return arguments[0].arg if arguments else "self"
 
 
-def _constructing(methods: dict[str, ast.FunctionDef]) -> frozenset[str]:
-    """Return the constructors, with the private methods that nothing else calls."""
-    calls = {name: {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} for name, tree in methods.items()}
-    inside = set(_CONSTRUCTORS & set(methods))
+def _constructing(methods: list[tuple[str, ast.FunctionDef]]) -> frozenset[str]:
+    """Return the constructors, with the private methods that nothing else calls; a name stands for all that bases define under it."""
+    calls: dict[str, set[str]] = {}
+    for name, tree in methods:
+        calls.setdefault(name, set()).update(node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    inside = set(_CONSTRUCTORS & set(calls))
     while True:
         outside = {called for name, names in calls.items() if name not in inside for called in names}
         more = {
-            called for name in inside for called in calls[name] if called in methods and called[:1] == "_" and called not in outside
+            called for name in inside for called in calls[name] if called in calls and called[:1] == "_" and called not in outside
         } - inside
         if not more:
             return frozenset(inside)

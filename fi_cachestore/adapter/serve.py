@@ -61,7 +61,7 @@ class Description:
     @cached_property
     def fingerprint(self) -> bytes:
         """Everything that the answer depends on. Only for a call without gaps."""
-        rules: list[Value] = [[call.bucket().dims, call.roundings, call.policy] for call in self.calls]
+        rules: list[Value] = [[call.bucket().dims, call.dynamic_dims(), call.roundings, call.policy] for call in self.calls]
         runners: list[Value] = [self.view(0, index).fingerprint() for index in range(len(self.runners))]
         return encode([self.op, list(self.calls[0].raw_inputs()), runners, rules])
 
@@ -83,6 +83,9 @@ def choose(
         with tuner.memory_only():
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     decision = answer(tuner, described)
+    if not decision.is_hit and any(attached.session.mode is Mode.EPHEMERAL for attached in state.attached):
+        with tuner.memory_only():  # what such a session tuned is in FlashInfer's memory
+            return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     return runners[decision.runner_index], decision.tactic
 
 

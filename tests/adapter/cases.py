@@ -132,6 +132,23 @@ def rounding(side):
     return Case(RoundingRunner(side), [matrix(50)], config=config(BUCKETS, round_up=bool(side)))
 
 
+class ExtrasRunner(LayoutRunner):
+    """Its extras tell the sides apart, and nothing else that counts does."""
+
+    def __init__(self, side):
+        self.side_cache = [side]
+
+    def which(self, inputs):
+        return self.side_cache[0] + 1
+
+    def get_cache_key_extras(self, inputs):
+        return (self.side_cache[0],)
+
+
+def extras(side):
+    return Case(ExtrasRunner(side), [matrix(50)])
+
+
 CASES = {
     "constructor parameter": constructor,
     "closure variable": closure,
@@ -149,4 +166,5 @@ CASES = {
     "tensor dtype": tensor_dtype,
     "tensor layout": tensor_layout,
     "rounding direction": rounding,
+    "extras": extras,
 }

@@ -1,5 +1,6 @@
 """Calls that can differ in valid tactics never share a key: through the real AutoTuner, and a restart in a fresh process."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,9 +11,9 @@ import pytest
 from flashinfer.autotuner import AutoTuner
 
 import fi_cachestore
-from tests.adapter.cases import CASES
+from tests.adapter.cases import CASES, Case
 from tests.adapter.processes import fresh
-from tests.adapter.runners import timed
+from tests.adapter.runners import BUCKETS, PlainRunner, config, matrix, timed
 
 
 def tune(root, name, side):
@@ -55,6 +56,46 @@ def test_neither_is_served_the_others_tactic_after_a_restart(tmp_path, name):
     assert fresh(serve, tmp_path, name, 0) == first["tactic"]
     assert fresh(serve, tmp_path, name, 1) == second["tactic"]
     assert fresh(tune, tmp_path, name, 0)["measured"] == 0
+
+
+class OtherRunner(PlainRunner):
+    """The same parameters, none; other code."""
+
+    def time_ms(self, tactic):
+        return 1.0
+
+
+REMEMBERED = {
+    **CASES,
+    "op": lambda side: Case(PlainRunner(), [matrix(50)], op=f"op {side}"),
+    "class": lambda side: Case((PlainRunner, OtherRunner)[side](), [matrix(50)]),
+    "bucket": lambda side: Case(PlainRunner(), [matrix(50)], config=config((50,) if side else BUCKETS)),
+    "rounding to one bucket": lambda side: Case(PlainRunner(), [matrix(64)], config=config(round_up=bool(side))),
+    "execution": lambda side: Case(PlainRunner(), [matrix(50)], config=config(use_cuda_graph=bool(side))),
+    "L2 cache": lambda side: Case(PlainRunner(), [matrix(50)], config=config(use_cold_l2_cache=bool(side))),
+    "presence of an output": lambda side: Case(PlainRunner(), [matrix(50)], {"out": matrix(50)} if side else {}),
+}
+
+
+def tune_one_and_serve_both(root):
+    found = {}
+    for name, make in REMEMBERED.items():
+        served = []
+        for side in (None, 0, 1, 0):
+            case = make(side or 0)
+            with contextlib.ExitStack() as contexts:
+                if side is None:
+                    contexts.enter_context(timed())
+                    contexts.enter_context(fi_cachestore.autotune(root=root))
+                served.append(AutoTuner.get().choose_one(case.op, [case.runner], case.config, case.inputs, **case.arguments)[1])
+        found[name] = served
+    return found
+
+
+def test_an_answer_remembered_for_one_is_not_given_to_the_other(tmp_path):
+    for name, (tuned, *served) in fresh(tune_one_and_serve_both, tmp_path).items():
+        assert tuned != -1, name
+        assert served == [tuned, -1, tuned], name
 
 
 PRINT_DIGESTS = """

@@ -140,6 +140,20 @@ def test_attaching_a_second_store_adds_and_detaching_it_leaves_the_first(tmp_pat
     assert fresh(two_roots, tmp_path) == (((0, 2), (0, 2)), ((0, 2), (0, -1)))
 
 
+def ephemeral_beside(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        tune("recorded")
+    with timed(), fi_cachestore.autotune(root=root, mode="ephemeral") as session:
+        tune("in memory")
+    served = tune("recorded"), tune("in memory")
+    session.detach()
+    return served, tune("recorded")
+
+
+def test_an_ephemeral_session_hides_no_records_and_what_it_tuned_is_served(tmp_path):
+    assert fresh(ephemeral_beside, tmp_path) == (((0, 2), (0, 2)), (0, 2))
+
+
 def many_entries(root):
     for _ in range(30):
         with timed(), fi_cachestore.autotune(root=root):
@@ -302,20 +316,31 @@ def test_a_persistent_context_of_flashinfer_inside_gets_nothing_and_gives_nothin
     assert stored_count(tmp_path / "ours") == 3
 
 
-def file_of_flashinfer(root):
+class UndescribedRunner(PlainRunner):
+    """Has no complete key."""
+
+    def __init__(self):
+        self.thing = object()
+
+
+def file_of_flashinfer(root, runner_class, mode):
+    def look():
+        return choose("op", [runner_class()], [matrix(100)], config())
+
     path = root / "configs.json"
     with timed(), flashinfer_autotune(True, cache=str(path)):
-        tune()
+        look()
     AutoTuner.get().clear_cache()
-    with no_measurement(), fi_cachestore.autotune(False, root=root / "ours"), flashinfer_autotune(False, cache=str(path)):
-        ours = tune()
+    with no_measurement(), fi_cachestore.autotune(False, root=root / "ours", mode=mode), flashinfer_autotune(False, cache=str(path)):
+        ours = look()
     fi_cachestore.detach()
     with flashinfer_autotune(False, cache=str(path)):
-        return ours, tune()
+        return ours, look()
 
 
-def test_records_alone_are_served_while_attached(tmp_path):
-    assert fresh(file_of_flashinfer, tmp_path) == ((0, -1), (0, 2))
+@pytest.mark.parametrize(("runner_class", "mode"), [(PlainRunner, "auto"), (UndescribedRunner, "auto"), (PlainRunner, "ephemeral")])
+def test_files_of_flashinfer_are_not_served_while_attached(tmp_path, runner_class, mode):
+    assert fresh(file_of_flashinfer, tmp_path, runner_class, mode) == ((0, -1), (0, 2))
 
 
 def skipping(root, **given):
@@ -523,6 +548,22 @@ def test_a_missing_or_changed_symbol_is_named(monkeypatch, name):
     with pytest.raises(UnsupportedFlashInferError) as caught:
         check(module, "0.7.2")
     assert name in str(caught.value)
+
+
+def test_a_missing_part_of_the_tuner_or_its_config_is_named(monkeypatch):
+    import flashinfer.autotuner as module
+
+    monkeypatch.setattr(module.AutoTuner, "_override_round_up", False)
+    monkeypatch.delitem(module.TuningConfig.__dataclass_fields__, "use_cuda_graph")
+    tuner = AutoTuner()
+    del tuner.profiling_cache
+    with pytest.raises(UnsupportedFlashInferError) as caught:
+        check(module, "0.7.2", tuner)
+    assert sorted(caught.value.missing) == [
+        "AutoTuner().profiling_cache",
+        "AutoTuner._override_round_up",
+        "TuningConfig.use_cuda_graph",
+    ]
 
 
 @pytest.mark.parametrize("version", ["0.6.12", "0.8.0", "1.0"])

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 
 import pytest
 
@@ -223,3 +224,36 @@ def broken_introspection(root):
 def test_an_error_in_a_runners_own_code_is_flashinfers_to_raise(tmp_path):
     (warning,) = fresh(broken_introspection, tmp_path)
     assert "broken stays ephemeral" in warning
+
+
+class Hostile(Sequence):
+    """Whoever looks at it meets an error; FlashInfer does not look."""
+
+    def __len__(self):
+        message = "do not look"
+        raise RuntimeError(message)
+
+    def __getitem__(self, index):
+        raise RuntimeError
+
+
+class HostileRunner(PlainRunner):
+    def __init__(self):
+        self.hostile = Hostile()
+
+
+def tune_hostile(root):
+    heard = Warnings()
+    logging.getLogger("fi_cachestore").addHandler(heard)
+    runner = HostileRunner()
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        inside = choose("hostile", [runner], [matrix(100)])
+    return len(measured), inside, choose("hostile", [runner], [matrix(100)]), session.report().gaps, heard.texts
+
+
+def test_an_error_that_only_a_description_meets_makes_the_op_ephemeral(tmp_path):
+    measured, inside, after, (gap,), (warning,) = fresh(tune_hostile, tmp_path)
+    assert (measured, inside, after) == (9, (0, 2), (0, 2))
+    assert "do not look" in gap.why
+    assert "hostile stays ephemeral" in warning
+    assert len(fi_cachestore.open_store(tmp_path)) == 0

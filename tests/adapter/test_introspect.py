@@ -16,22 +16,26 @@ import flashinfer.autotuner
 import numpy as np
 import pytest
 import torch
-from flashinfer.autotuner import DynamicTensorSpec, TunableRunner, TuningConfig, make_bucket_mapper
+from flashinfer.autotune_cache import MeasurementPolicy
+from flashinfer.autotuner import ConstraintSpec, DynamicTensorSpec, TunableRunner, TuningConfig, make_bucket_mapper
 from flashinfer.fused_moe.utils import make_hybrid_bucket_mapper, map_to_hybrid_bucket_uncapped
 from hypothesis import given
 from hypothesis import strategies as st
 
 import fi_cachestore
-from fi_cachestore.adapter.contracts import Contract
+from fi_cachestore.adapter.contracts import Contract, load_contracts
 from fi_cachestore.adapter.introspect import Call, Introspector, RunnerView
 from fi_cachestore.adapter.layout import DERIVED, RawTensor, dynamic_dim, readings
-from fi_cachestore.adapter.policy import resolved
+from fi_cachestore.adapter.policy import from_rule, resolved, rule_fields
 from fi_cachestore.adapter.roles import Role, mutated_names
 from fi_cachestore.adapter.rounding import known_rounding
-from fi_cachestore.adapter.sources import implementation_digest, release_of, type_name
+from fi_cachestore.adapter.sources import implementation_digest, release_of, release_of_class, type_name
+from fi_cachestore.environment.facets import Role as EnvironmentRole
 from fi_cachestore.environment.identity import Environments
-from fi_cachestore.errors import IncompleteKeyError
+from fi_cachestore.environment.probes import CPU_PROBES, Probe
+from fi_cachestore.errors import ConfigError, IncompleteKeyError
 from fi_cachestore.keys.canonical import Named
+from fi_cachestore.records.rules import Rule
 from tests.adapter import twin_a
 from tests.adapter.processes import fresh
 from tests.adapter.runners import BUCKETS, PlainRunner, config, matrix, with_output
@@ -136,6 +140,9 @@ DIFFERENT = [
     functools.partial(int, base=2),
     functools.partial(int, base=8),
     functools.partial(int),
+    functools.partial(int, 1),
+    functools.partial(int, 2),
+    functools.partial(functools.partial(int, 1), 2),
     int,
     float,
     len,
@@ -254,6 +261,32 @@ def test_cycles_are_written_as_references_back():
     assert params(field=loop) == params(field=loop)
 
 
+def test_cycles_to_different_places_are_told_apart():
+    def chain(last):
+        top, middle = HoldingRunner(size=1), HoldingRunner(size=1)
+        top.child = middle
+        middle.back = {"top": top, "middle": middle}[last]
+        return view(top).params
+
+    assert chain("top") != chain("middle")
+
+
+def test_the_order_of_a_set_does_not_count():
+    first, second = set(range(0, 9, 8)), set(range(8, -1, -8))  # these iterate in the order in which they were filled
+    assert list(first) != list(second)
+    assert params(field=first) == params(field=second) != params(field={0})
+
+
+def test_enums_of_one_name_with_other_values_are_told_apart():
+    def make(value):
+        class Same(enum.Enum):
+            A = value
+
+        return Same.A
+
+    assert params(field=make(1)) != params(field=make(2))
+
+
 # -- names and places -------------------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +341,7 @@ class StatefulRunner(PlainRunner):
         self.size = size
         self.options = {"a": 1}
         self._configure(size)
+        self._reset()
         self.buffer = None
         self.counts = {}
         self.log = []
@@ -323,6 +357,9 @@ class StatefulRunner(PlainRunner):
     def _helper(self):
         self.helped = True
 
+    def _reset(self):
+        self.filled = 0
+
     @functools.cached_property
     def derived(self):
         return self.size + 1
@@ -332,6 +369,8 @@ class StatefulRunner(PlainRunner):
         self.counts[tactic] = self.counts.get(tactic, 0) + 1
         self.log.append(tactic)
         self._helper()
+        self._reset()
+        setattr(self, "named", 3)  # noqa: B010 - another way to change an attribute
         self.total: int = 3
         self.late = self.derived
         (self.first, self.second) = (1, 2)
@@ -341,7 +380,7 @@ class StatefulRunner(PlainRunner):
 
 def test_what_methods_change_after_construction_is_state():
     names = mutated_names(StatefulRunner, TunableRunner)
-    assert names >= {"shared", "buffer", "counts", "log", "helped", "total", "late", "first", "second", "derived"}
+    assert names >= {"shared", "buffer", "counts", "log", "helped", "total", "late", "first", "second", "derived", "filled", "named"}
     assert not names & {"size", "options", "configured", "more", "limit", "table"}
 
 
@@ -356,6 +395,26 @@ def test_a_forward_call_changes_no_key():
     before = {name: value for name, value in view(runner).params.items() if name != "class.registry"}
     runner([matrix(3)])
     assert {name: value for name, value in view(runner).params.items() if name != "class.registry"} == before
+
+
+def test_classes_of_one_name_have_their_own_state():
+    def make(is_changed):
+        if is_changed:
+
+            class Same(PlainRunner):
+                def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+                    self.size = 3
+
+        else:
+
+            class Same(PlainRunner):
+                def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+                    return self.size
+
+        return Same
+
+    assert mutated_names(make(True), TunableRunner) == {"size"}
+    assert mutated_names(make(False), TunableRunner) == set()
 
 
 class SlottedRunner(PlainRunner):
@@ -421,6 +480,68 @@ def test_closure_cells_of_all_methods_count():
     assert view(make_closure_runner(1)).params == {"closure.value": 1, "closure.helper": None}
     assert view(make_closure_runner(1)).params != view(make_closure_runner(2)).params
     assert key(make_closure_runner(1)).digest == key(make_closure_runner(1)).digest
+
+
+def captures(kind, value):
+    """A runner of which one member alone knows ``value``."""
+
+    def function(*_):
+        return value
+
+    member = {
+        "method": lambda: function,
+        "property": lambda: property(function),
+        "setter": lambda: property(None, function),
+        "static method": lambda: staticmethod(function),
+        "class method": lambda: classmethod(function),
+        "cached property": lambda: functools.cached_property(function),
+        "cached method": lambda: functools.cache(function),
+    }[kind]()
+    return type("CapturingRunner", (PlainRunner,), {"member": member})()
+
+
+@pytest.mark.parametrize("kind", ["method", "property", "setter", "static method", "class method", "cached property", "cached method"])
+def test_every_kind_of_member_has_its_closure_counted(kind):
+    assert view(captures(kind, 1)).params == {"closure.value": 1}
+    assert key(captures(kind, 1)).digest != key(captures(kind, 2)).digest
+
+
+def test_variables_of_one_name_in_different_methods_all_count():
+    def make(first, second):
+        def capturing(value):
+            return lambda *_: value
+
+        return type("TwoRunner", (PlainRunner,), {"one": capturing(first), "two": capturing(second)})()
+
+    assert len({key(make(*values)).digest for values in [(1, 2), (1, 3), (2, 1), (1, 1)]}) == 4
+
+
+def test_a_class_that_is_held_counts_with_its_data():
+    def make(size):
+        class Same:
+            block = size
+
+        return Same
+
+    assert params(field=make(1)) != params(field=make(2))
+
+
+def test_a_cached_function_counts_like_the_function():
+    def make(step):
+        return functools.cache(lambda x: x + step)
+
+    assert params(field=make(1)) != params(field=make(2))
+    assert params(field=make(1)) == params(field=make(1))
+
+
+def test_keyword_defaults_count():
+    def make(default):
+        def helper(x, *, y=default):
+            return x + y
+
+        return helper
+
+    assert params(field=make(1)) != params(field=make(2))
 
 
 def test_functions_count_by_source_defaults_and_closure():
@@ -490,11 +611,17 @@ def test_code_that_only_claims_a_module_has_no_release():
     assert release_of("torch.nn", contextlib.__file__) is not None  # what the standard library wraps around
 
 
+def test_a_class_with_code_of_elsewhere_has_no_release():
+    own = type("Patched", (PlainRunner,), {"__module__": "torch.nn", "time_ms": HoldingRunner.__init__})
+    assert release_of_class(own, TunableRunner) is None
+    assert release_of_class(torch.nn.Linear, torch.nn.Module) == release_of("torch.nn")
+
+
 def test_another_release_of_a_package_is_another_key(tmp_path):
     """A kernel package is upgraded: same names, other code, and nothing of it in any facet."""
-    digests = [fresh(digest_of_installed, install(tmp_path / version, version)) for version in ("1.0", "1.1")]
-    assert digests[0] != digests[1]
-    assert digests[0] == fresh(digest_of_installed, tmp_path / "1.0")
+    digests = [fresh(digests_of_installed, install(tmp_path / version, version)) for version in ("1.0", "1.1")]
+    assert all(before != after for before, after in zip(*digests, strict=True))
+    assert digests[0] == fresh(digests_of_installed, tmp_path / "1.0")
 
 
 def install(site, version):
@@ -509,6 +636,7 @@ def install(site, version):
 
 
 INSTALLED = """
+from flashinfer.autotuner import TunableRunner
 from tests.adapter.runners import PlainRunner
 
 def helper(x):
@@ -517,16 +645,25 @@ def helper(x):
 class InstalledRunner(PlainRunner):
     def __init__(self):
         self.helper = helper
+
+class OwnRunner(TunableRunner):
+    def get_valid_tactics(self, inputs, profile):
+        return [0]
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        return inputs[0]
 """
 
 
-def digest_of_installed(site):
+def digests_of_installed(site):
     sys.path.insert(0, str(site))
     import kernel_package
 
     made = view(kernel_package.InstalledRunner())
     assert made.params["helper"].content["release"].startswith("kernel-package 1.")
-    return key(kernel_package.InstalledRunner()).digest
+    digests = [key(runner()).digest for runner in (kernel_package.InstalledRunner, kernel_package.OwnRunner)]
+    assert view(kernel_package.OwnRunner()).type.startswith("kernel_package:OwnRunner kernel-package 1.")
+    return digests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -601,6 +738,53 @@ def test_a_static_dim_that_happens_to_equal_the_dynamic_one_is_tried_as_a_number
     assert elsewhere in made.keys(made.call.bucket(), serving=True)
 
 
+def test_of_two_dims_that_equal_the_dynamic_one_either_may_be_it():
+    made = view(PlainRunner(), inputs=[matrix(80)], weights=matrix(80, 80))
+    found = made.keys(made.call.bucket(), serving=True)
+    for shape in ((70, 80), (80, 70), (70, 70), (80, 80)):
+        assert key(inputs=[matrix(70)], weights=matrix(*shape)) in found
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_profile_has_the_key_that_a_call_of_its_size_has(rows):
+    tuning_config = config((1, 16), constraint_specs=with_output(1))
+    made = view(PlainRunner(), inputs=[matrix(100), matrix(100, 8)], tuning_config=tuning_config)
+    tuned = [made.keys(made.call.bucket(((size, 32), (100, 8))), serving=False) for size in (16, 1)]
+    there = view(PlainRunner(), inputs=[matrix(rows), matrix(rows, 8)], tuning_config=tuning_config)
+    assert tuned[rows == 1][0] in there.keys(there.call.bucket(), serving=True)
+
+
+def test_negative_derived_dims_are_the_same_dims():
+    keys = [
+        key(inputs=[matrix(100), matrix(100, 8)], tuning_config=config(constraint_specs=(ConstraintSpec(1, dim, lambda s: s[0][0]),)))
+        for dim in (0, -2)
+    ]
+    assert keys[0].inputs == keys[1].inputs
+
+
+class DerivedExtrasRunner(PlainRunner):
+    def get_cache_key_extras(self, inputs):
+        return (inputs[1].shape[0],)
+
+
+def test_derived_dims_follow_the_bucket():
+    tuning_config = config(constraint_specs=with_output(1))
+    digests = {
+        key(DerivedExtrasRunner(), inputs=[matrix(rows), matrix(rows, 8)], tuning_config=tuning_config).digest for rows in (64, 70, 80)
+    }
+    assert len(digests) == 1
+
+
+def test_performance_facets_are_compared_where_strict():
+    def digest(driver, strict):
+        environments = Environments(lambda _: (*CPU_PROBES, Probe("driver", EnvironmentRole.PERFORMANCE, lambda _: driver)))
+        call = Call(Introspector({}, environments, strict), "op", config(), [matrix(100)], {}, {})
+        return RunnerView(call, PlainRunner()).keys(call.bucket(), serving=True)[0].digest
+
+    assert digest("1", False) == digest("2", False)
+    assert digest("1", True) != digest("2", True)
+
+
 def test_arguments_count_like_inputs():
     arguments = [
         {},
@@ -635,7 +819,7 @@ def test_a_sparse_tensor_is_a_gap():
     assert [gap.field for gap in view(PlainRunner(), a=sparse).gaps] == ["arguments.a"]
 
 
-def test_two_gpus_are_a_gap_and_the_device_of_the_tensors_counts():
+def test_two_gpus_are_a_gap_and_the_device_of_the_tensors_counts(monkeypatch):
     from unittest import mock
 
     def on(index):
@@ -648,6 +832,8 @@ def test_two_gpus_are_a_gap_and_the_device_of_the_tensors_counts():
 
     assert device_of([on(1), torch.zeros(1)]) == Device("cuda", 1)
     assert device_of([on(0), on(1)]) is None
+    monkeypatch.setattr("fi_cachestore.adapter.introspect.device_of", lambda inputs: None)
+    assert [gap.field for gap in view(PlainRunner()).gaps] == ["inputs"]
 
 
 # -- rounding ---------------------------------------------------------------------------------------------------------------------
@@ -688,6 +874,60 @@ def test_a_mapper_that_a_runner_holds_counts_by_direction():
     assert made.held_mappers == (ceil,)
     (gap,) = made.keys(made.call.bucket(), serving=True)
     assert gap.field == "rounding"
+
+
+def test_the_calls_own_mapper_is_known_where_a_runner_holds_it():
+    mapper, other = make_mapper((16, 64), True), make_mapper((16, 64), False)
+    tuning_config = TuningConfig(dynamic_tensor_specs=(DynamicTensorSpec((0,), (0,), BUCKETS, mapper),))
+    made = view(HoldingRunner(m=mapper, other=other), tuning_config=tuning_config)
+    assert made.held_mappers == (mapper,)
+    assert made.params["m"].kind == "rounding"
+    assert made.params["other"].kind == "function"
+
+
+# -- how times are taken ----------------------------------------------------------------------------------------------------------
+
+
+def test_how_times_are_taken_counts():
+    graph = {"use_cuda_graph": True}
+    ways = [
+        {},
+        graph,
+        {"use_cold_l2_cache": True},
+        {**graph, "cuda_graph_profile_replays": 20},
+        {**graph, "use_cold_l2_graph_replay": True},
+    ]
+    assert len({key(tuning_config=config(**way)).digest for way in ways}) == len(ways)
+    assert key(tuning_config=config(cuda_graph_profile_replays=20)).digest == key().digest  # replays of graphs, and there are none
+
+
+def policy_part(**given):
+    return resolved(config(), MeasurementPolicy(**given))
+
+
+def test_the_timer_counts_and_falls_back_where_it_does_not_work():
+    timers = ["cupti", "events", "events_no_delay"]
+    parts = [policy_part(execution_mode="cuda_graph", _timer=timer) for timer in timers]
+    assert [part["timer"] for part in parts] == timers
+    policy = MeasurementPolicy(execution_mode="cuda_graph", _timer="cupti")
+    assert resolved(config(), policy, cupti_works=False)["timer"] == "events"
+    assert resolved(config(), None) == resolved(config(), MeasurementPolicy(_timer="events"))
+
+
+@pytest.mark.parametrize("execution_mode", ["auto", "cuda_graph", "eager"])
+@pytest.mark.parametrize("cold_l2", [None, True, False])
+@pytest.mark.parametrize("timer", ["auto", "events", "events_no_delay"])
+def test_a_policy_survives_as_a_rule(execution_mode, cold_l2, timer):
+    policy = MeasurementPolicy(execution_mode=execution_mode, cold_l2=cold_l2, _timer=timer)
+    assert from_rule(Rule(**rule_fields(policy))) == policy
+
+
+def test_a_key_for_people_has_the_policy_applied():
+    def digest(policy):
+        return fi_cachestore.tune_key("op", PlainRunner(), [matrix(100)], tuning_config=config(), policy=policy).digest
+
+    policies = [None, MeasurementPolicy("cuda_graph"), MeasurementPolicy("cuda_graph", cold_l2=True)]
+    assert len(set(map(digest, policies))) == len(policies)
 
 
 # -- layout -----------------------------------------------------------------------------------------------------------------------
@@ -782,7 +1022,86 @@ def test_a_contract_for_a_runner_inside_holds_there_too():
     assert [gap.field for gap in made.gaps] == ["inner.thing"]
 
 
+class BlockRunner(PlainRunner):
+    block = 64
+    size = 0
+
+    def __init__(self):
+        self.plan = 0
+        self.inner = HoldingRunner(thing=object())
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        self.plan = 1
+        return inputs[0]
+
+
+def block_params(**roles):
+    fingerprint = implementation_digest(BlockRunner, TunableRunner)[:16]
+    contracts = {type_name(BlockRunner): Contract(type=type_name(BlockRunner), fingerprint=fingerprint, roles=roles)}
+    return view(BlockRunner(), contracts=contracts)
+
+
+def test_a_contract_speaks_of_class_attributes_and_before_what_methods_change():
+    made = block_params(**{"class.block": Role.RESOURCE, "plan": Role.SEMANTIC, "inner": Role.RESOURCE})
+    assert made.params == {"class.size": 0, "plan": 0}
+    assert block_params(inner=Role.RESOURCE).params == {"class.block": 64, "class.size": 0}
+
+
+def test_a_contract_does_not_speak_for_a_runner_inside():
+    made = block_params(**{"inner.thing": Role.RESOURCE})
+    assert [gap.field for gap in made.gaps] == ["inner.thing"]
+
+
 def test_roles_of_arguments():
     arguments = contract(roles={"thing": Role.RESOURCE}, arguments={"seq_len": Role.DYNAMIC})
     first, second = (view(ContractedRunner(), contracts=arguments, seq_len=value).arguments for value in (1, 2))
     assert first == second == {}
+
+
+ROW = """
+[[runner]]
+type = "module:Runner"
+fingerprint = "0123"
+"""
+
+
+def test_a_row_is_read_as_it_stands():
+    text = """
+    backends = ["cublas"]
+    collective = true
+    checks_size = true
+    space = "indexed"
+    pointer_alignment = { 2 = 256 }
+    note = "why"
+    roles = { thing = { role = "resource", why = "compiled" } }
+    arguments = { size = { role = "dynamic", why = "data" } }
+    """
+    assert load_contracts(ROW, "here") == {"module:Runner": Contract("module:Runner", "0123")}
+    assert load_contracts(ROW + text, "here")["module:Runner"] == Contract(
+        "module:Runner",
+        "0123",
+        {"thing": Role.RESOURCE},
+        {"size": Role.DYNAMIC},
+        ("cublas",),
+        collective=True,
+        checks_size=True,
+        space="indexed",
+        pointer_alignment={2: 256},
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ROW + "checks_sizes = true",
+        ROW + ROW,
+        ROW + 'space = "guessed"',
+        ROW + 'roles = { thing = { role = "resource" } }',
+        ROW + 'roles = { thing = { role = "unimportant", why = "no" } }',
+        ROW + 'arguments = { thing = "resource" }',
+    ],
+    ids=["field", "twice", "space", "no reason", "role", "text"],
+)
+def test_a_row_that_cannot_be_understood_is_an_error(text):
+    with pytest.raises(ConfigError, match="module:Runner"):
+        load_contracts(text, "here")

@@ -181,6 +181,38 @@ class BranchingRunner(BySizeRunner):
         return (inputs[0].shape[0] > 20,)
 
 
+class NumberingRunner(BySizeRunner):
+    """As before, by numbers that are no dims."""
+
+    def get_cache_key_extras(self, inputs):
+        return (2 if inputs[0].shape[0] > 20 else 1,)
+
+
+class PeekingAboveRunner(BySizeRunner):
+    """Its extras need content at large sizes only."""
+
+    def get_cache_key_extras(self, inputs):
+        return (float(inputs[0].sum()) if inputs[0].shape[0] > 200 else 0.0,)
+
+
+class StorageRunner(BySizeRunner):
+    def get_cache_key_extras(self, inputs):
+        return (inputs[0].untyped_storage().nbytes() > 0,)
+
+
+class DescribingRunner(BySizeRunner):
+    """Its extras look at everything that a stand-in has: device, dtype, layout, and the parts of a list."""
+
+    def get_cache_key_extras(self, inputs):
+        first, listed = inputs[0], inputs[1]
+        return (first.is_cuda, first.device.type, first.dtype, first.stride(-1) == 1, first.is_contiguous(), listed[0].T.shape, len(listed))
+
+
+class PeekingIntoListRunner(BySizeRunner):
+    def get_cache_key_extras(self, inputs):
+        return (float(inputs[1][0].sum()),)
+
+
 class PeekingRunner(BySizeRunner):
     def get_cache_key_extras(self, inputs):
         return (float(inputs[0].sum()),)
@@ -218,15 +250,17 @@ def test_extras_with_the_raw_dim_are_served_at_every_size(tmp_path):
     assert fresh(tune_extras, tmp_path, LeakyRunner) == (0, [])
 
 
-def test_extras_that_tell_a_size_from_its_bucket_are_a_miss_there(tmp_path):
-    fresh(tune_extras, tmp_path, BranchingRunner)
-    served = fresh(serve_extras, tmp_path, BranchingRunner)
+@pytest.mark.parametrize("runner_class", [BranchingRunner, NumberingRunner])
+def test_extras_that_tell_a_size_from_its_bucket_are_a_miss_there(tmp_path, runner_class):
+    fresh(tune_extras, tmp_path, runner_class)
+    served = fresh(serve_extras, tmp_path, runner_class)
     assert served == {size: floor(size) if (size > 20) == (floor(size) > 20) else -1 for size in SIZES}
     assert -1 in served.values()
 
 
 @pytest.mark.parametrize(
-    ("runner_class", "why"), [(PeekingRunner, "content"), (PointerRunner, "address"), (CountingRunner, "content or address")]
+    ("runner_class", "why"),
+    [(PeekingRunner, "content"), (PointerRunner, "address"), (StorageRunner, "address"), (CountingRunner, "content or address")],
 )
 def test_extras_that_need_more_than_a_shape_make_the_key_incomplete(tmp_path, runner_class, why):
     measured, gaps = fresh(tune_extras, tmp_path, runner_class)
@@ -237,6 +271,30 @@ def test_extras_that_need_more_than_a_shape_make_the_key_incomplete(tmp_path, ru
     assert why in gaps[0]
     assert set(fresh(serve_extras, tmp_path, runner_class).values()) == {-1}
     assert len(fi_cachestore.open_store(tmp_path)) == 0
+
+
+def test_a_profile_whose_extras_cannot_be_known_is_left_alone_and_costs_no_other(tmp_path):
+    assert fresh(tune_extras, tmp_path, PeekingAboveRunner)[0] == 6
+    store = fi_cachestore.open_store(tmp_path)
+    assert sorted(store.get(digest).entry.key.profile[0]["bucket"] for digest in store) == [16, 64]
+    assert fresh(serve_extras, tmp_path, PeekingAboveRunner) == {size: floor(size) if size < 200 else -1 for size in SIZES}
+
+
+def look_at_lists(root, runner_class):
+    inputs = [torch.zeros(32, 100).T, [matrix(3, 4), matrix(5)]]
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        choose("lists", [runner_class()], inputs)
+    inputs[0] = torch.zeros(32, 70).T
+    return len(measured), [gap.field for gap in session.report().gaps], choose("lists", [runner_class()], inputs)[1]
+
+
+def test_extras_may_look_at_all_that_a_tensor_says_of_itself(tmp_path):
+    assert fresh(look_at_lists, tmp_path, DescribingRunner) == (9, [], 64)
+    assert fresh(look_at_lists, tmp_path, DescribingRunner) == (0, [], 64)
+
+
+def test_extras_may_not_look_into_tensors_of_a_list(tmp_path):
+    assert fresh(look_at_lists, tmp_path, PeekingIntoListRunner)[1] == ["extras"]
 
 
 # -- contracts that look at the size ----------------------------------------------------------------------------------------------
@@ -279,6 +337,24 @@ def test_lists_made_per_size_are_served_only_where_they_are_the_recorded_one(tmp
     fresh(tune_per_size, tmp_path)
     assert fresh(serve_per_size, tmp_path, has_contract=True) == {16: 2, 17: -1, 64: 2, 65: -1, 100: 2, 101: -1}
     assert fresh(serve_per_size, tmp_path, has_contract=False) == dict.fromkeys((16, 17, 64, 65, 100, 101), 2)
+
+
+class EquallyLongListRunner(PlainRunner):
+    """Its lists have one length; what stands in which place depends on the size. For some sizes there is none."""
+
+    def get_valid_tactics(self, inputs, profile):
+        return {0: [0, 1, 2], 1: [0, 1, 3], 2: [2, 1, 0]}[inputs[0].shape[0] % 4]
+
+
+def serve_equally_long(root):
+    with_contract(attach_module, EquallyLongListRunner, checks_size=True)
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("equally long", [EquallyLongListRunner()], [matrix(64)], config((64,)))
+    return [choose("equally long", [EquallyLongListRunner()], [matrix(size)], config((64,)))[1] for size in (64, 65, 66, 67, 68)]
+
+
+def test_a_list_of_equal_length_or_one_that_cannot_be_made_is_not_the_recorded_one(tmp_path):
+    assert fresh(serve_equally_long, tmp_path) == [2, -1, -1, -1, 2]
 
 
 class WorkspaceRunner(PlainRunner):
@@ -335,6 +411,21 @@ def test_an_alignment_that_a_contract_allows_is_part_of_the_key(tmp_path):
     assert fresh(tune_aligned, tmp_path, 48) == 0
 
 
+class QuietAlignedRunner(BySizeRunner):
+    """Looks at an address, and its extras say nothing of it."""
+
+
+def two_alignments(root):
+    with_contract(attach_module, QuietAlignedRunner, pointer_alignment={1: 256})
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("quiet", [QuietAlignedRunner()], [matrix(100), aligned(0)])
+    return [choose("quiet", [QuietAlignedRunner()], [matrix(100), aligned(offset)])[1] for offset in (0, 16, 48, 0)]
+
+
+def test_an_alignment_counts_where_the_extras_do_not_show_it_also_for_remembered_answers(tmp_path):
+    assert fresh(two_alignments, tmp_path) == [64, -1, -1, 64]
+
+
 # -- a mapper of the runner's own -------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +460,52 @@ def test_a_runner_that_rounds_elsewhere_is_not_served(tmp_path):
     served = fresh(serve_mapper, tmp_path, (8, 64, 256))
     assert served == {size: floor(size) if floor(size) == floor(size, (8, 64, 256)) else -1 for size in SIZES}
     assert -1 in served.values()
+
+
+def two_mappers(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("mapper", [MapperRunner(config())], [matrix(10)])
+    return [choose("mapper", [MapperRunner(config(buckets))], [matrix(10)])[1] for buckets in (BUCKETS, (8, 64, 256), BUCKETS)]
+
+
+def test_a_remembered_answer_is_not_that_of_a_runner_that_rounds_elsewhere(tmp_path):
+    assert fresh(two_mappers, tmp_path) == [16, -1, 16]
+
+
+# -- which dims are dynamic -------------------------------------------------------------------------------------------------------
+
+
+def two_dynamic_dims(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("dims", [PlainRunner()], [matrix(64, 64)], config(dims=(0,)))
+    return [choose("dims", [PlainRunner()], [matrix(64, 64)], config(dims=(dim,)))[1] for dim in (0, 1, 0)]
+
+
+def test_a_remembered_answer_is_not_that_of_a_call_whose_other_dim_is_dynamic(tmp_path):
+    assert fresh(two_dynamic_dims, tmp_path) == [2, -1, 2]
+
+
+def two_derived_dims(root):
+    derived = config(constraint_specs=with_output(1))
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("derived", [PlainRunner()], [matrix(64), matrix(64)], derived)
+    return [choose("derived", [PlainRunner()], [matrix(64), matrix(64)], given)[1] for given in (derived, config(), derived)]
+
+
+def test_a_remembered_answer_is_not_that_of_a_call_whose_dim_only_has_the_same_size(tmp_path):
+    assert fresh(two_derived_dims, tmp_path) == [2, -1, 2]
+
+
+def tune_listed_tensors(root):
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        inputs = [matrix(100), [matrix(100), matrix(3)]]
+        choose("listed tensors", [PlainRunner()], inputs)
+    return len(measured), session.report().gaps, choose("listed tensors", [PlainRunner()], [matrix(70), [matrix(70), matrix(3)]])
+
+
+def test_a_list_of_tensors_as_an_input_may_hold_the_dynamic_dim(tmp_path):
+    assert fresh(tune_listed_tensors, tmp_path) == (12, (), (0, 2))
+    assert fresh(tune_listed_tensors, tmp_path) == (0, (), (0, 2))
 
 
 # -- what a first call leaves behind ----------------------------------------------------------------------------------------------

@@ -1,19 +1,28 @@
 """Tuning through FlashInfer's own loop: who measures what, what is recorded, and what failing or dying in the middle costs."""
 
+import fcntl
 import os
+import shutil
 import signal
+import threading
+from typing import ClassVar
 
 import flashinfer.autotuner
+import numpy as np
 import pytest
 import torch
 from flashinfer.autotuner import AutoTuner, TuningConfig
 
 import fi_cachestore
+from fi_cachestore.adapter import attach as attach_module
+from fi_cachestore.adapter.tactics import find_in, is_default, tactic_value
 from fi_cachestore.coordination.files import FileCoordinator
 from fi_cachestore.coordination.port import Busy
 from fi_cachestore.records.choosing import Candidate, preference
+from fi_cachestore.records.record import TacticSpace
 from tests.adapter.processes import CONTEXT, Fresh, fresh
-from tests.adapter.runners import TACTICS, PlainRunner, TacticRunner, choose, config, matrix, timed
+from tests.adapter.runners import TACTICS, Kind, PlainRunner, TacticRunner, Tile, choose, config, matrix, timed
+from tests.adapter.test_sizes import with_contract
 
 has_ranking = pytest.mark.skipif(not hasattr(flashinfer.autotuner.AutoTuner, "rank_tactics"), reason="FlashInfer 0.6.14 and later")
 
@@ -194,6 +203,20 @@ def test_tactics_come_back_equal_and_of_the_runners_own_type(tmp_path, kind):
     equal, text = fresh(serve_tactic, tmp_path, kind)
     assert equal, text
     assert fresh(tune_tactic, tmp_path, kind) == 0
+
+
+def test_a_tactic_is_found_by_its_bytes_wherever_it_stands():
+    offered = [Tile(True), Kind.SLOW, Tile(2), Tile(1, 1), Tile(1), np.int32(1), Kind.FAST, np.int64(1), OpaqueTactic()]
+    for tactic in offered[:-1]:
+        assert find_in(offered, tactic_value(tactic, 0)) is tactic
+    for tactic in (Tile(3), np.int16(1), OpaqueTactic(), offered[-1]):
+        with pytest.raises(LookupError):
+            find_in(offered, tactic_value(tactic, len(offered) - 1))
+
+
+def test_only_the_integer_is_the_default():
+    assert is_default(-1)
+    assert not any(map(is_default, [-1.0, np.int64(-1), (-1,), True, None]))
 
 
 class ChangedTacticRunner(TacticRunner):
@@ -378,6 +401,43 @@ def test_a_runner_that_lists_nothing_is_not_run_at_all(tmp_path):
     assert len(records(tmp_path)) == 6
 
 
+class OvertakenRunner(PlainRunner):
+    """While it is measured, somebody else's record of the same profile appears."""
+
+    theirs_cache = (None,)
+    order_cache = (2, 1, 0)
+
+    def time_ms(self, tactic):
+        return 10.0 if tactic == -1 else 1.0 + self.order_cache[0][tactic]
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        source, target = self.theirs_cache[0] or (None, None)
+        if source is not None:
+            shutil.copytree(source / "objects", target / "objects", dirs_exist_ok=True)
+        return inputs[0]
+
+
+def tune_overtaken(root, order, theirs=None, *, ranks=False):
+    fcntl.flock = lambda fd, operation: None  # claims that hold nobody back
+    OvertakenRunner.theirs_cache = [theirs and (theirs, root)]
+    OvertakenRunner.order_cache = [order]
+    runner, given = OvertakenRunner(), config((64,))
+    with timed(), fi_cachestore.autotune(root=root):
+        if ranks:
+            return AutoTuner.get().rank_tactics("overtaken", [runner], given, [matrix(70)], k=3)
+        return choose("overtaken", [runner], [matrix(70)], given)[1]
+
+
+@pytest.mark.parametrize("ranks", [False, pytest.param(True, marks=has_ranking)])
+def test_who_publishes_first_wins_over_what_was_measured_here(tmp_path, ranks):
+    first, second = tmp_path / "first", tmp_path / "second"
+    theirs = fresh(tune_overtaken, first, (5, 3, 1), ranks=ranks)
+    assert theirs == ([2, 1, 0] if ranks else 2)
+    assert fresh(tune_overtaken, tmp_path / "alone", (1, 3, 5), ranks=ranks) == ([0, 1, 2] if ranks else 0)
+    assert fresh(tune_overtaken, second, (1, 3, 5), first, ranks=ranks) == theirs
+    assert [record.provenance for record in records(second)] == [record.provenance for record in records(first)]
+
+
 # -- several runners --------------------------------------------------------------------------------------------------------------
 
 
@@ -400,6 +460,61 @@ def test_tuning_one_backend_first_never_hides_a_faster_one(tmp_path, together):
     assert fresh(tune_backends, tmp_path, together) == ("A", 2, [])
 
 
+def serve_empty_root(root):
+    fi_cachestore.attach(root=root)
+    return choose("backends", [PlainRunner(), FastRunner()], [matrix(70)])
+
+
+def test_without_records_the_first_runner_serves_with_its_default(tmp_path):
+    assert fresh(serve_empty_root, tmp_path) == (0, -1)
+
+
+# -- collective ops ---------------------------------------------------------------------------------------------------------------
+
+
+class CollectiveRunner(PlainRunner):
+    """Stands for one that communicates with other ranks; its contract says whether it does."""
+
+
+def tune_collective(root, *, is_collective, ranks=False):
+    with_contract(attach_module, CollectiveRunner, collective=is_collective)
+    runners = [PlainRunner(), CollectiveRunner()]
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        if ranks:
+            AutoTuner.get().rank_tactics("collective", runners[1:], config(), [matrix(70)], k=2)
+        else:
+            choose("collective", runners, [matrix(70)])
+    return len(measured), choose("collective", runners, [matrix(70)]), session.report()
+
+
+def serve_collective(root, *, is_collective):
+    with_contract(attach_module, CollectiveRunner, collective=is_collective)
+    fi_cachestore.attach(root=root)
+    return choose("collective", [PlainRunner(), CollectiveRunner()], [matrix(70)])
+
+
+def test_a_collective_op_is_left_to_flashinfer(tmp_path):
+    measured, served, report = fresh(tune_collective, tmp_path, is_collective=True)
+    assert (measured, served) == (2 * 3 * 3, (0, 2))
+    assert report.ephemeral == {"collective op without a group": 1}
+    assert report.tuned_count == 0
+    assert records(tmp_path) == []
+    assert not (tmp_path / "claims").exists()
+
+
+@has_ranking
+def test_a_ranking_of_a_collective_op_is_left_to_flashinfer(tmp_path):
+    assert fresh(tune_collective, tmp_path, is_collective=True, ranks=True)[0] == 3
+    assert records(tmp_path) == []
+    assert not (tmp_path / "claims").exists()
+
+
+def test_a_collective_op_is_not_served_alone(tmp_path):
+    assert fresh(tune_collective, tmp_path, is_collective=False)[0] == 2 * 3 * 4
+    assert fresh(serve_collective, tmp_path, is_collective=False) == (0, 2)
+    assert fresh(serve_collective, tmp_path, is_collective=True) == (0, -1)
+
+
 # -- FlashInfer inside FlashInfer -------------------------------------------------------------------------------------------------
 
 
@@ -412,6 +527,84 @@ class StageRunner(PlainRunner):
 
     def time_ms(self, tactic):
         return 10.0 if tactic == -1 else 5.0 - tactic % 100
+
+
+class ProbingRunner(PlainRunner):
+    """Times another runner, and has its tactics filtered, while it lists its own."""
+
+    def get_valid_tactics(self, inputs, profile):
+        tuner = AutoTuner.get()
+        tuner._blocklist.filter("other", StageRunner(7), [700, 701])
+        tuner._profile_single_kernel(StageRunner(7), inputs, 700, TuningConfig())
+        return [0, 1, 2]
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        AutoTuner.get()._blocklist.filter("other", StageRunner(7), [700, 701])
+        AutoTuner.get()._profile_single_kernel(StageRunner(7), inputs, 701, TuningConfig())
+        return inputs[0]
+
+
+def tune_probing(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        return choose("probing", [ProbingRunner()], [matrix(70)], config((64,)))
+
+
+def test_what_is_timed_meanwhile_is_no_part_of_the_record(tmp_path):
+    assert fresh(tune_probing, tmp_path) == (0, 2)
+    (record,) = records(tmp_path)
+    assert [m.tactic for m in record.measurements] == [-1, 0, 1, 2]
+    assert record.space == TacticSpace.of([0, 1, 2])
+
+
+class NoticingLock:
+    """The tuner's lock, which tells when another thread wants it."""
+
+    def __init__(self, inner):
+        self.inner, self.owner, self.is_wanted = inner, threading.current_thread(), threading.Event()
+
+    def __enter__(self):
+        if threading.current_thread() is not self.owner:
+            self.is_wanted.set()
+        return self.inner.__enter__()
+
+    def __exit__(self, *error):
+        return self.inner.__exit__(*error)
+
+
+class VisitedRunner(PlainRunner):
+    """While it is measured, another thread asks for an op that stays in memory, and has to wait."""
+
+    visits_cache: ClassVar = []
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        if not self.visits_cache:
+            self.visits_cache.append(threading.Thread(target=ask_for_undescribed))
+            self.visits_cache[0].start()
+            assert AutoTuner.get()._lock.is_wanted.wait(60)
+        return inputs[0]
+
+
+class UndescribedRunner(PlainRunner):
+    def __init__(self):
+        self.thing = object()
+
+
+def ask_for_undescribed():
+    choose("undescribed", [UndescribedRunner()], [matrix(70)])
+
+
+def tune_visited(root):
+    tuner = AutoTuner.get()
+    tuner._lock = NoticingLock(tuner._lock)
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        chosen = choose("visited", [VisitedRunner()], [matrix(70)])
+        VisitedRunner.visits_cache[0].join(60)
+    return chosen, [name for name, _ in measured].count("VisitedRunner"), session.report().tuned_count
+
+
+def test_a_thread_that_asks_meanwhile_disturbs_no_measurement(tmp_path):
+    assert fresh(tune_visited, tmp_path) == ((0, 2), 12, 3)
+    assert len(records(tmp_path)) == 3
 
 
 class TwoStageRunner(PlainRunner):
@@ -463,6 +656,44 @@ def test_a_ranking_is_answered_from_its_record(tmp_path):
     assert fresh(rank, tmp_path, 2)[:2] == ([2, 1], [0, 1, 2])
     assert fresh(rank, tmp_path, 3)[:2] == ([2, 1, 0], [])
     assert fresh(rank, tmp_path, 1)[:2] == ([2], [-1, 0, 1, 2] * 2)  # a choice, which tunes every bucket; 64 is there
+
+
+def rank_raising(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        with pytest.raises(ZeroDivisionError):
+            AutoTuner.get().rank_tactics("raising", [RaisingRunner()], config(), [matrix(64)], k=2)
+        key = fi_cachestore.tune_key("raising", RaisingRunner(), [matrix(64)], tuning_config=config())
+        return isinstance(FileCoordinator(root / "claims").claim(key.digest, "op"), Busy)
+
+
+@has_ranking
+def test_a_ranking_that_raises_frees_its_claim(tmp_path):
+    assert fresh(rank_raising, tmp_path) is False
+
+
+def rank_replayed(root):
+    fi_cachestore.attach("replay", root=root)
+    with timed() as measured, flashinfer.autotuner.autotune(True):
+        ranked = AutoTuner.get().rank_tactics("ranked", [FailingRunner({})], config(), [matrix(70)], k=2)
+    return ranked, len(measured)
+
+
+@has_ranking
+def test_a_ranking_in_replay_is_served_and_never_measured(tmp_path):
+    assert fresh(rank_replayed, tmp_path) == ([-1], 0)
+    fresh(rank, tmp_path, 2)
+    assert fresh(rank_replayed, tmp_path) == ([2], 0)
+
+
+def rank_blocked(root):
+    AutoTuner.get()._blocklist._invalid["ranked::FailingRunner"] = {2}
+    return rank(root, 3)[:2]
+
+
+@has_ranking
+def test_a_blocklist_is_honoured_in_rankings_from_records(tmp_path):
+    fresh(rank, tmp_path, 2)
+    assert fresh(rank_blocked, tmp_path) == ([1, 0], [])
 
 
 @has_ranking

@@ -70,6 +70,11 @@ def test_map_order_does_not_count(value):
 @example(b"\xd4\x01\x31")  # a float as "1", not "0x1.0000000000000p+0"
 @example(b"\xd4\x02\x05")  # a narrow integer in a wide one's clothes
 @example(b"\xd4\x03\x05")  # an extension of somebody else's
+@example(b"\xc7\x0a\x010x1p+99999")  # a float out of range
+@example(b"\x93\x02\x91\x01\xc0")  # a list as a key
+@example(b"\x93\x03\x01\xc0")  # a kind that is no text
+@example(b"\x94\x03\xa1a\xc0\xc0")  # a kind with two contents
+@example(b"\x92\x03\xa1a")  # a kind without content
 @example(b"\xdc\x00\x02\x01\x05")  # an array with a longer header than it must have
 def test_other_bytes_are_refused_or_are_canonical(data):
     try:
@@ -108,6 +113,12 @@ def test_no_container_decodes_that_cannot_be_encoded():
 def test_fields_that_are_joined_give_the_bytes_of_the_whole(fields, kind):
     encoded = {name: encode_field(value, name) for name, value in fields.items()}
     assert join_fields(kind, encoded) == encode(Named(kind, dict(fields)))
+
+
+def test_fields_that_are_joined_have_the_limit_of_the_whole():
+    half = encode_field("x" * (MAX_BYTES // 2), "half")
+    with pytest.raises(UnsupportedValueError, match="bytes"):
+        join_fields("kind", {"a": half, "b": half})
 
 
 def test_a_field_counts_the_containers_around_it():
@@ -190,8 +201,10 @@ def test_depth_is_bounded_on_both_sides():
 
 def test_length_is_bounded_on_both_sides():
     assert len(decode(encode(list(range(MAX_ITEMS))))) == MAX_ITEMS
-    with pytest.raises(UnsupportedValueError, match="items"):
-        encode(list(range(MAX_ITEMS + 1)))
+    assert len(decode(encode(dict.fromkeys(range(MAX_ITEMS))))) == MAX_ITEMS
+    for too_many in (list(range(MAX_ITEMS + 1)), dict.fromkeys(range(MAX_ITEMS + 1))):
+        with pytest.raises(UnsupportedValueError, match="items"):
+            encode(too_many)
     with pytest.raises(UnsupportedValueError, match="bytes"):
         encode("x" * (MAX_BYTES + 1))
     with pytest.raises(NotCanonicalError, match="longer"):

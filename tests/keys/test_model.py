@@ -41,6 +41,13 @@ def test_a_key_that_shares_parts_with_another_has_the_bytes_it_has_alone(name):
     assert changed.canonical == sample_key(**CHANGES[name]).canonical != one.canonical
 
 
+def test_parts_that_python_takes_for_equal_are_not_shared():
+    one = sample_key(arguments={"flag": True}, extras=(1,), profile=({"bucket": 1},))
+    _ = one.digest
+    changes = {"arguments": {"flag": 1}, "extras": (1.0,), "profile": ({"bucket": True},)}
+    assert replace(one, **changes).sharing(one).canonical == sample_key(**changes).canonical
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_diff_names_just_the_part_that_changed(name):
     found = diff(sample_key(), sample_key(**CHANGES[name]))
@@ -61,6 +68,14 @@ def test_true_and_one_are_different_keys():
     assert (row.path, row.left, row.right) == ("arguments.a", True, 1)
 
 
+def test_diff_tells_names_apart_that_python_takes_for_equal():
+    left, right = (sample_key(arguments={"table": {name: 0}}) for name in (True, 1))
+    assert [(row.path, row.left, row.right) for row in diff(left, right)] == [
+        ("arguments.table.True", 0, ABSENT),
+        ("arguments.table.1", ABSENT, 0),
+    ]
+
+
 def test_diff_shows_fields_that_only_one_key_has():
     (row,) = diff(sample_key(arguments={}), sample_key(arguments={"a": 1}))
     assert (row.path, row.left, row.right) == ("arguments.a", ABSENT, 1)
@@ -76,6 +91,12 @@ def test_explanation_has_every_part_with_a_digest_of_its_own():
     assert {part.name for part in other.parts if part.digest != digests[part.name]} == {"op"}
     assert "sample_gemm" in str(explained)
     assert explained.digest in str(explained)
+
+
+def test_what_has_the_form_of_a_digest():
+    digest = sample_key().digest
+    assert is_digest(digest)
+    assert not any(map(is_digest, ["", digest[:-1], digest + "0", digest[:-1] + "g", digest[:-1] + "A", digest[:-1] + "\n"]))
 
 
 def test_a_key_survives_its_bytes():
@@ -97,8 +118,12 @@ def test_a_key_survives_its_bytes():
         Named("fi_cachestore.key/1", {**sample_key().parts(), "params": {1: 2}}),
         Named("fi_cachestore.key/1", {**sample_key().parts(), "inputs": [1]}),
         Named("fi_cachestore.key/1", {**sample_key().parts(), "runner": None}),
+        Named("fi_cachestore.key/1", {**sample_key().parts(), "profile": [{"bucket": 64}]}),
+        Named("fi_cachestore.key/1", {**sample_key().parts(), "arguments": None}),
+        Named("fi_cachestore.key/1", {**sample_key().parts(), "policy": ()}),
+        Named("fi_cachestore.key/1", {**sample_key().parts(), "environment": {b"device": "cpu"}}),
     ],
-    ids=range(9),
+    ids=range(13),
 )
 def test_bytes_of_something_else_are_not_a_key(value):
     with pytest.raises(NotCanonicalError):

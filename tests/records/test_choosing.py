@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fi_cachestore.keys.canonical import encode
 from fi_cachestore.keys.model import RunnerIdentity
 from fi_cachestore.records.choosing import TIE_BAND, Candidate, preference, ranked
+from fi_cachestore.records.record import TacticSpace
 from fi_cachestore.testing.samples import sample_key, sample_record
 
 
@@ -44,6 +45,19 @@ def test_within_the_band_runners_go_by_name_and_tactics_by_their_bytes():
     tactics = [(3, 1), 2, -5, (1,), "x"]
     times_ns = dict.fromkeys(tactics, 1000)
     assert choices(candidate(0, "A", times_ns)) == [(0, tactic) for tactic in sorted(tactics, key=encode)]
+
+
+def test_within_the_band_runners_of_one_name_go_by_their_keys():
+    records = [sample_record(number, times_ns={7: 1000}) for number in range(4)]
+    first = min(records, key=lambda record: record.digest)
+    for order in itertools.permutations(records):
+        found = [Candidate(index, record) for index, record in enumerate(order)]
+        assert next(preference(found)).record == first
+
+
+def test_only_the_integer_is_the_default():
+    assert choices(candidate(0, "A", {0: 1000, -1.0: 1010}))[0] == (0, 0)
+    assert sample_record(times_ns={-1.0: 1}).default_time_ns is None
 
 
 def test_the_band_is_measured_from_the_fastest_not_from_neighbour_to_neighbour():
@@ -94,3 +108,9 @@ def test_a_default_of_the_runners_own_is_ranked():
     record = sample_record(times_ns={-1: 1, 2: 30})
     own = type(record)(record.key, record.measurements, record.space, record.provenance, default_raced=False)
     assert ranked(own) == [-1, 2]
+
+
+def test_a_tactic_list_in_another_order_is_another_list():
+    assert TacticSpace.of([1, (2, 3)]) == TacticSpace.of([1, (2, 3)])
+    assert TacticSpace.of([1, (2, 3)]) != TacticSpace.of([(2, 3), 1])
+    assert TacticSpace.of([1, 2]) != TacticSpace.of([(1, 2)])

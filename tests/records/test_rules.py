@@ -1,3 +1,5 @@
+import pytest
+
 from fi_cachestore.records.rules import NO_RULE, Rule, SessionRules
 
 DEVICE = {"device": "cpu"}
@@ -21,6 +23,14 @@ def test_rounds_in_another_manner_are_not_mixed():
     floor, ceil = Rule((8, 16)), Rule((32, 64), round_up=True)
     assert order(floor, ceil) == (ceil, floor)
     assert order(ceil, floor) == (floor, ceil)
+
+
+@pytest.mark.parametrize(
+    "manner", [{"round_up": True}, {"replays": 20}, {"execution": "eager"}, {"cold_l2": True}, {"timer": "events"}], ids=str
+)
+def test_every_part_of_the_manner_keeps_rounds_apart(manner):
+    plain, other = Rule((8, 16)), Rule((32, 64), **manner)
+    assert order(plain, other) == (other, plain)
 
 
 def test_a_round_without_buckets_is_not_united_with_others():

@@ -1,5 +1,6 @@
 """Whatever lies in a cache directory is a miss with a reason: it never raises, hangs or is served."""
 
+import errno
 import os
 import stat
 import threading
@@ -8,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from fi_cachestore.errors import DamagedError, StoreIOError
 from fi_cachestore.keys.canonical import Named
 from fi_cachestore.records.envelope import MAX_SEALED_BYTES, MissReason, seal
 from fi_cachestore.records.record import Record
+from fi_cachestore.store.filesystem import OsFileSystem
 from fi_cachestore.store.fsck import LEFTOVER, STRAY, verify
 from fi_cachestore.store.loose import LooseStore, entry_path
 from fi_cachestore.store.port import Hit, Miss, Published
+from fi_cachestore.testing.faults import FaultyWriter
 from fi_cachestore.testing.samples import sample_key, sample_record
 
 RECORD = sample_record(1)
@@ -150,9 +154,6 @@ def test_a_file_of_a_later_version_is_left_alone(store, place):
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
-    from fi_cachestore.errors import DamagedError
-    from fi_cachestore.store.filesystem import OsFileSystem
-
     path = tmp_path / "grows"
     path.write_bytes(b"x" * 100)
     real_read = os.read
@@ -165,6 +166,64 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "read", read)
     with pytest.raises(DamagedError, match="grew"):
         OsFileSystem().read(path, 150)
+
+
+def test_nothing_of_a_file_over_the_limit_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "large"
+    path.write_bytes(b"x" * 151)
+    monkeypatch.setattr(os, "read", lambda fd, count: pytest.fail("read"))
+    with pytest.raises(DamagedError, match="the limit is 150"):
+        OsFileSystem().read(path, 150)
+
+
+def test_nothing_is_taken_from_a_pipe_that_holds_a_record(store, place):
+    os.mkfifo(place)
+    pipe = os.open(place, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        os.write(pipe, SEALED)
+        answer = store.get(RECORD.digest)
+        assert isinstance(answer, Miss)
+        assert answer.reason == "corrupt"
+        assert os.read(pipe, len(SEALED)) == SEALED
+    finally:
+        os.close(pipe)
+
+
+@pytest.mark.parametrize(("stale_count", "outcome"), [(2, SEALED), (3, "stale")])
+def test_a_file_replaced_on_its_server_is_opened_anew_a_few_times(tmp_path, monkeypatch, stale_count, outcome):
+    path = tmp_path / "stale"
+    path.write_bytes(SEALED)
+    left, real_read = [errno.ESTALE] * stale_count, os.read
+
+    def read(fd, count):
+        if left:
+            raise OSError(left.pop(), "Stale file handle")
+        return real_read(fd, count)
+
+    monkeypatch.setattr(os, "read", read)
+    if outcome == SEALED:
+        assert OsFileSystem().read(path, MAX_SEALED_BYTES) == SEALED
+    else:
+        with pytest.raises(DamagedError, match="unreadable: stale"):
+            OsFileSystem().read(path, MAX_SEALED_BYTES)
+
+
+class CountingReader(OsFileSystem):
+    """Keeps the names that were read."""
+
+    def __init__(self):
+        self.names_read = []
+
+    def read(self, path, limit_bytes):
+        self.names_read.append(path.name)
+        return super().read(path, limit_bytes)
+
+
+def test_a_look_up_stops_at_the_first_generation_that_is_not_there(tmp_path):
+    reader = CountingReader()
+    store = LooseStore(tmp_path, "objects", Record, reader=reader)
+    assert store.get(RECORD.digest) == Miss(MissReason.ABSENT)
+    assert reader.names_read == [f"{RECORD.digest}.0.rec"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
@@ -250,6 +309,16 @@ def test_a_higher_generation_serves_if_it_is_valid(store, tmp_path):
     assert answer.entry == better
 
 
+def test_the_highest_of_many_generations_serves(store, tmp_path):
+    store.publish(RECORD)
+    for generation in range(1, 12):
+        path = entry_path(tmp_path / "objects", RECORD.digest, generation)
+        path.write_bytes(seal(sample_record(1, times_ns={0: generation}).to_value()))
+    answer = store.get(RECORD.digest)
+    assert isinstance(answer, Hit)
+    assert answer.entry == sample_record(1, times_ns={0: 11})
+
+
 def test_mtimes_do_not_matter(store, tmp_path):
     store.publish(RECORD)
     for path in tmp_path.rglob("*"):
@@ -285,3 +354,50 @@ def test_a_good_file_that_took_a_bad_ones_place_is_not_quarantined(tmp_path, mon
     assert answer.entry == theirs
     assert store.get(RECORD.digest).entry == theirs
     assert len(SEALED) < MAX_SEALED_BYTES
+
+
+def test_a_good_file_that_goes_back_replaces_nothing(tmp_path):
+    """It was moved aside by mistake, and by the time it goes back a third process has published: what is there stays."""
+    place = entry_path(tmp_path / "objects", RECORD.digest, 0)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"bad")
+    others = LooseStore(tmp_path, "objects", Record)
+    second, third = (sample_record(1, times_ns={0: time_ns}) for time_ns in (2, 3))
+    published = []
+
+    def meanwhile(name, number):
+        if name == "rename" and not published:
+            place.unlink()
+            published.append(others.publish(second))
+        elif len(published) == 1:
+            published.append(others.publish(third))
+
+    answer = LooseStore(tmp_path, "objects", Record, writer=FaultyWriter(meanwhile)).publish(RECORD)
+    assert [type(row) for row in published] == [Published, Published]
+    assert answer.entry == third
+    assert others.get(RECORD.digest).entry == third
+    assert list((tmp_path / "quarantine").iterdir()) == []
+
+
+def test_every_bad_file_is_kept_in_quarantine(store, place, tmp_path):
+    for content in (b"one", b"another", b"one"):
+        place.unlink(missing_ok=True)
+        place.write_bytes(content)
+        assert isinstance(store.publish(RECORD), Published)
+    assert sorted(path.read_bytes() for path in (tmp_path / "quarantine").iterdir()) == [b"another", b"one"]
+
+
+class RefusingReader(OsFileSystem):
+    """A disk that does not give one file's content."""
+
+    def read(self, path, limit_bytes):
+        raise DamagedError(MissReason.UNREADABLE, "Input/output error")
+
+
+def test_a_file_that_cannot_be_read_is_not_moved_aside(store, place, tmp_path):
+    store.publish(RECORD)
+    refusing = LooseStore(tmp_path, "objects", Record, reader=RefusingReader())
+    with pytest.raises(StoreIOError, match="unreadable"):
+        refusing.publish(sample_record(1, times_ns={0: 1}))
+    assert place.read_bytes() == SEALED
+    assert not (tmp_path / "quarantine").exists()

@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import stat
 
 import pytest
 
@@ -11,6 +12,7 @@ from fi_cachestore.errors import StoreIOError
 from fi_cachestore.records.envelope import seal
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import Rule, SessionRules
+from fi_cachestore.store.filesystem import OsFileSystem
 from fi_cachestore.store.fsck import LEFTOVER, verify
 from fi_cachestore.store.loose import LooseStore, entry_path
 from fi_cachestore.store.port import Hit, Miss, Present, Published
@@ -143,6 +145,40 @@ def test_with_durability_content_is_synced_before_the_name_and_the_name_last(tmp
     assert steps[-1] == "fsync"
 
 
+def test_the_real_file_system_syncs_the_new_folder_the_content_and_the_name(tmp_path, monkeypatch):
+    synced, real_fsync = [], os.fsync
+
+    def fsync(fd):
+        status = os.fstat(fd)
+        synced.append("folder" if stat.S_ISDIR(status.st_mode) else status.st_size)
+        real_fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    LooseStore(tmp_path, "objects", Record).publish(RECORD)
+    assert synced == ["folder", len(seal(RECORD.to_value())), "folder"]
+    synced.clear()
+    LooseStore(tmp_path, "objects", Record, durable=False).publish(sample_record(2))
+    assert synced == []
+
+
+def test_a_file_system_that_takes_a_few_bytes_at_a_time_gets_all(tmp_path, monkeypatch):
+    real_write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real_write(fd, data[:100]))
+    store = LooseStore(tmp_path, "objects", Record)
+    assert isinstance(store.publish(RECORD), Published)
+    answer = store.get(RECORD.digest)
+    assert isinstance(answer, Hit)
+    assert answer.entry == RECORD
+
+
+def test_creating_touches_no_file_that_is_there(tmp_path):
+    path = tmp_path / "taken"
+    path.write_bytes(b"precious")
+    with pytest.raises(FileExistsError):
+        OsFileSystem().create(path, b"new", durable=False)
+    assert path.read_bytes() == b"precious"
+
+
 def publish_many(root, own_count, barrier, results):
     store = LooseStore(root, "objects", Record, durable=False)
     barrier.wait()
@@ -185,6 +221,18 @@ def test_a_kill_while_rules_are_written_leaves_the_old_or_the_new(tmp_path, numb
     assert log.latest(RULES.digest) in ((old,), (RULES, old))
     log.append(RULES)
     assert log.latest(RULES.digest) == (RULES, old)
+
+
+def test_rules_that_two_processes_write_at_once_are_both_kept(tmp_path):
+    theirs = SessionRules({"device": "cpu"}, (Rule((8,)),))
+
+    def meanwhile(name, number):
+        if name == "link":
+            RulesLog(tmp_path).append(theirs)
+
+    log = RulesLog(tmp_path, writer=FaultyWriter(meanwhile))
+    log.append(RULES)
+    assert log.latest(RULES.digest) == (RULES, theirs)
 
 
 def test_rules_keep_the_last_few_newest_first(tmp_path):

@@ -6,11 +6,13 @@ import pytest
 from fi_cachestore.config import load
 from fi_cachestore.errors import RootRefusedError, StoreIOError
 from fi_cachestore.records.record import Record
+from fi_cachestore.records.rules import NO_RULE, SessionRules
 from fi_cachestore.store.layers import ReadOnly
 from fi_cachestore.store.loose import LooseReader, LooseStore
 from fi_cachestore.store.open import open_session_root, open_store
 from fi_cachestore.store.port import Hit, Miss, Present, Published
 from fi_cachestore.store.roots import check_root
+from fi_cachestore.store.rules_log import RulesLog
 from fi_cachestore.testing.samples import sample_record
 
 IS_ROOT = os.geteuid() == 0
@@ -49,13 +51,18 @@ def test_a_world_writable_root_is_refused_unless_trusted(tmp_path):
         open_store(root)
     with pytest.raises(RootRefusedError, match="everyone may write"):
         open_session_root(settings(DIR=root))
+    with pytest.raises(RootRefusedError, match="everyone may write"):
+        open_session_root(settings(DIR=root, TRUST=tmp_path / "other"))
     open_store(root, trusted=True)
     open_session_root(settings(DIR=root, TRUST=root))
 
 
-def test_a_world_writable_folder_of_records_is_refused(tmp_path):
+@pytest.mark.parametrize("folder", ["objects", "sessions"])
+def test_a_world_writable_folder_is_refused(tmp_path, folder):
     open_store(tmp_path).publish(sample_record())
-    (tmp_path / "objects").chmod(0o777)
+    RulesLog(tmp_path).append(SessionRules({"device": "cpu"}, (NO_RULE,)))
+    open_store(tmp_path)
+    (tmp_path / folder).chmod(0o777)
     with pytest.raises(RootRefusedError):
         open_store(tmp_path)
 
@@ -146,6 +153,22 @@ def test_layers_are_searched_in_the_order_named(tmp_path, path_setting, time_ns)
     assert answer.entry.measurements[0].time_ns == time_ns
 
 
+def test_what_two_layers_hold_counts_once(tmp_path):
+    records = layered(tmp_path, "{image}")
+    records.publish(sample_record(2))
+    assert len(records) == 2
+    assert sorted(records) == sorted(sample_record(number).digest for number in (1, 2))
+
+
+@pytest.mark.parametrize(("setting", "is_synced"), [("", True), ("1", True), ("0", False)])
+def test_the_setting_says_whether_a_record_survives_a_power_cut(tmp_path, monkeypatch, setting, is_synced):
+    opened = open_session_root(settings(DIR=tmp_path / "own", DURABLE=setting))
+    synced, real_fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(fd), real_fsync(fd)))
+    opened.records.publish(sample_record())
+    assert bool(synced) == is_synced
+
+
 def test_read_only_layers_are_never_written(tmp_path):
     image = tmp_path / "image"
     open_store(image).publish(sample_record(1))
@@ -177,8 +200,9 @@ def test_a_refused_layer_refuses_the_session(tmp_path):
     image = tmp_path / "image"
     image.mkdir()
     image.chmod(0o777)
-    with pytest.raises(RootRefusedError):
-        open_session_root(settings(DIR=tmp_path / "own", PATH=image))
+    for trusted in ("", tmp_path / "own"):
+        with pytest.raises(RootRefusedError):
+            open_session_root(settings(DIR=tmp_path / "own", PATH=image, TRUST=trusted))
 
 
 def test_a_moved_root_keeps_all_its_records(tmp_path):
