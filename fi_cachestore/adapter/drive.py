@@ -51,15 +51,20 @@ def choose(
     if attached.session.mode is Mode.REPLAY:
         return serve.choose(tuner, op, runners, config, inputs, kwargs)
     described = _describe(tuner, attached, op, runners, tuner.effective_config(config), inputs, kwargs)
+    communicates = serve.communicates(tuner, op, runners)
     if described is None:
-        with tuner.memory_only():
+        among = communicates and attached.session.group is not None  # without a key too, all ranks measure such an op in step
+        with tuner.averaging_over(attached.process_group) if among else tuner.memory_only():
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
+    if communicates and attached.session.group is None:
+        tuner.state.note_ephemeral(op, "collective op without a group")
+        return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     profiles = tuner._generate_optimization_profiles(described.calls[0].config, inputs)
     shapes = [profile.get_opt_shapes() for profile in profiles]
     whole_call = encode([described.fingerprint, list(shapes)])
     if not tuner.state.is_tuned(whole_call):
         steps = [[_step(tuner, described.view(0, index), opt_shapes) for opt_shapes in shapes] for index in range(len(runners))]
-        if serve.communicates(tuner, described):
+        if communicates:
             if not together.see_to(tuner, attached, described, steps, lambda view, frame: _pass(tuner, view, frame, config)):
                 tuner.state.note_ephemeral(op, "collective op that not all ranks of a group ask for")
                 return runners[0], DEFAULT_TACTIC
@@ -283,7 +288,7 @@ def rank(
     if described is None:
         with tuner.memory_only():
             return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
-    if serve.communicates(tuner, described):
+    if serve.communicates(tuner, op, [runner]):
         return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
     view = described.view(0, 0)
     step = _step(tuner, view, view.call.shapes)

@@ -54,11 +54,6 @@ class Description:
         return tuple(dict.fromkeys(gap for index in range(len(self.runners)) for gap in self.view(0, index).gaps))
 
     @cached_property
-    def is_collective(self) -> bool:
-        """Whether one of the runners communicates with other ranks."""
-        return any(self.view(0, index).contract.collective for index in range(len(self.runners)))
-
-    @cached_property
     def fingerprint(self) -> bytes:
         """Everything that the answer depends on. Only for a call without gaps."""
         rules: list[Value] = [[call.bucket().dims, call.dynamic_dims(), call.roundings, call.policy] for call in self.calls]
@@ -76,7 +71,7 @@ def choose(
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     described = describe(tuner, op, runners, configs_in_force(tuner, config, inputs), inputs, kwargs)
     gaps = described.gaps if isinstance(described, Description) else described
-    if isinstance(described, Description) and communicates(tuner, described) and (gaps or not _is_voted(tuner, described)):
+    if isinstance(described, Description) and communicates(tuner, op, runners) and (gaps or not _is_voted(tuner, described)):
         return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     if gaps or not isinstance(described, Description):
         state.note_ephemeral(op, "incomplete key", gaps)
@@ -89,9 +84,9 @@ def choose(
     return runners[decision.runner_index], decision.tactic
 
 
-def communicates(tuner: CacheStoreTuner, described: Description) -> bool:
+def communicates(tuner: CacheStoreTuner, op: str, runners: Sequence[TunableRunner]) -> bool:
     """Whether the runners of a call communicate with other ranks: by their contract, by name, or by what was seen."""
-    return described.is_collective or tuner.state.communicates(described.op)
+    return tuner.state.communicates(op) or any(tuner.state.introspector.contract(runner).collective for runner in runners)
 
 
 def _is_voted(tuner: CacheStoreTuner, described: Description) -> bool:

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -108,7 +109,7 @@ def session_with_writer(root, step, code):
     def open_faulty(settings):
         opened = real(settings)
         faulty = LooseStore(opened.path, "objects", Record, writer=FaultyWriter(fail_at(step, code)))
-        return type(opened)(opened.path, faulty, opened.rules)
+        return replace(opened, records=faulty)
 
     attach_module.open_session_root = open_faulty
     return session_on(root)

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import pytest
 import torch
 import torch.distributed as dist
 from flashinfer.autotuner import AutoTuner, TuningConfig, get_autotune_process_group, set_autotune_process_group
@@ -102,6 +103,27 @@ def giving_up(rank, root):
 def test_a_rank_that_was_given_up_is_not_left_alone_in_a_collective(tmp_path):
     results = job(2, giving_up, tmp_path, env={"FI_CACHESTORE_MAX_WAIT_S": "1"})
     assert results == [(0, -1), (0, -1)]
+
+
+class Keyless(Reducing):
+    """Has no complete key."""
+
+    def __init__(self):
+        self.unknown = object()
+
+
+def without_a_key(rank, root, mode):
+    group = dist.group.WORLD
+    with cpu_timing(averaged(rank)) as measured, fi_cachestore.autotune(root=root, mode=mode, group=group, collective_ops="reduce"):
+        chosen = [tune("reduce", [Keyless() if mode == "auto" else Reducing()], rows)[1] for rows in (20, 70, 300)]
+    return len(measured), chosen
+
+
+@pytest.mark.parametrize("mode", ["auto", "ephemeral"])
+def test_a_communicating_op_without_a_key_is_measured_in_step(tmp_path, mode):
+    results = job(2, without_a_key, tmp_path, mode)
+    assert results[0] == results[1]
+    assert results[0][0] >= PROFILE_COUNT * 3
 
 
 class OnceReducing(Reducing):
