@@ -277,6 +277,21 @@ def test_the_order_of_a_set_does_not_count():
     assert params(field=first) == params(field=second) != params(field={0})
 
 
+@dataclasses.dataclass
+class OtherOptions(Options):
+    pass
+
+
+class OtherPlainRunner(PlainRunner):
+    pass
+
+
+def test_what_something_is_counts_beside_what_it_holds():
+    assert params(field=Options()) != params(field=OtherOptions())
+    assert params(field=PlainRunner()) != params(field=OtherPlainRunner())
+    assert key(PlainRunner()).digest != key(OtherPlainRunner()).digest
+
+
 def test_enums_of_one_name_with_other_values_are_told_apart():
     def make(value):
         class Same(enum.Enum):
@@ -336,6 +351,7 @@ class StatefulRunner(PlainRunner):
     table = ("a", "b")
     _hidden = 3
     memo_cache = ()
+    run_count = 0
 
     def __init__(self, size):
         self.size = size
@@ -370,6 +386,7 @@ class StatefulRunner(PlainRunner):
         self.log.append(tactic)
         self._helper()
         self._reset()
+        StatefulRunner.run_count += 1
         setattr(self, "named", 3)  # noqa: B010 - another way to change an attribute
         self.total: int = 3
         self.late = self.derived
@@ -380,7 +397,21 @@ class StatefulRunner(PlainRunner):
 
 def test_what_methods_change_after_construction_is_state():
     names = mutated_names(StatefulRunner, TunableRunner)
-    assert names >= {"shared", "buffer", "counts", "log", "helped", "total", "late", "first", "second", "derived", "filled", "named"}
+    assert names >= {
+        "shared",
+        "buffer",
+        "counts",
+        "log",
+        "helped",
+        "total",
+        "late",
+        "first",
+        "second",
+        "derived",
+        "filled",
+        "named",
+        "run_count",
+    }
     assert not names & {"size", "options", "configured", "more", "limit", "table"}
 
 
@@ -736,6 +767,12 @@ def test_a_static_dim_that_happens_to_equal_the_dynamic_one_is_tried_as_a_number
     made = view(PlainRunner(), inputs=[matrix(80)], weights=matrix(80, 8))
     elsewhere = key(inputs=[matrix(70)], weights=matrix(80, 8))
     assert elsewhere in made.keys(made.call.bucket(), serving=True)
+
+
+@pytest.mark.parametrize("make", [lambda rows: matrix(rows, 8), lambda rows: torch.zeros(8, rows).T], ids=["row-major", "column-major"])
+def test_what_was_tuned_with_many_rows_is_found_with_one(make):
+    made = view(PlainRunner(), inputs=[matrix(1)], weights=make(1))
+    assert key(inputs=[matrix(17)], weights=make(17)) in made.keys(made.call.bucket(), serving=True)
 
 
 def test_of_two_dims_that_equal_the_dynamic_one_either_may_be_it():
