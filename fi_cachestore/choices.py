@@ -25,12 +25,17 @@ _MAX_REMEMBERED: Final = 65536
 class Choices:
     """Thread-safe; calls, refusals and settlements are added and never taken back."""
 
-    def __init__(self, record: Callable[[Digest], Record | None], settled: Store[Settlement] | None) -> None:
-        """``record`` finds a record by its digest; ``settled`` has what earlier sessions settled."""
+    def __init__(
+        self, record: Callable[[Digest], Record | None], settled: Store[Settlement] | None, earlier: Choices | None = None
+    ) -> None:
+        """``record`` finds a record by its digest; ``settled`` has what earlier sessions settled, ``earlier`` the last one's memory."""
         self._record, self._store = record, settled
         self._calls: dict[CallId, Call] = {}
         self._refused: set[Pair] = set()
         self._settled: dict[CallId, Pair | None] = {}
+        if earlier is not None:  # on disk it need not be
+            self._refused |= earlier._refused  # noqa: SLF001 - the same class
+            self._settled |= {call: pair for call, pair in earlier._settled.items() if pair is not None}  # noqa: SLF001
         self._is_empty: bool | None = None
         self._lock = threading.Lock()
 

@@ -78,7 +78,7 @@ class Session:
         self._ready: dict[Digest, Mine] = {}
         self._waiting: dict[Digest, Wait] = {}
         self._rules = RuleBook(ports.rules)
-        self.choices = Choices(self._record, ports.settled)
+        self.choices: Choices = Choices(self._record, ports.settled, None if earlier is None else earlier.choices)
         self._counts: Counter[str] = Counter()
         self._suspects: set[str] = set()
         self._warned: set[str] = set()

@@ -140,16 +140,18 @@ def unnamed(rank, root):
     counts = []
     with cpu_timing(averaged(rank)) as measured:
         for attempt in range(2):
-            with fi_cachestore.autotune(root=root / str(attempt), group=dist.group.WORLD):
+            with fi_cachestore.autotune(root=root / str(attempt), group=dist.group.WORLD) as session:
                 ask()
-            counts.append(len(measured))
+            counts.append((len(measured), session.report().waited_ns > 0))
         return counts, ask()
 
 
 def test_an_op_that_turns_out_to_communicate_is_finished_by_all_and_remembered(tmp_path):
     results = job(2, unnamed, tmp_path, env={"FI_CACHESTORE_STALL_S": "1"})
-    assert results[0] == results[1]
-    assert results[0][0] == [3, 6], "both times every rank ran it: stuck at first, together then"
+    assert results[0][1] == results[1][1]
+    assert [[count for count, _ in counts] for counts, _ in results] == [[3, 6]] * 2, "both times every rank ran it"
+    assert any(counts[0][1] for counts, _ in results), "at first one waited for the other"
+    assert not any(counts[1][1] for counts, _ in results), "then they ran it together"
 
 
 # -- FlashInfer's process group ---------------------------------------------------------------------------------------------------

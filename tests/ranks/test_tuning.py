@@ -115,11 +115,20 @@ def test_ranks_with_ops_of_their_own_cover_them_all(tmp_path):
     assert [count for count, _ in job(4, experts, tmp_path)] == [0] * 4
 
 
+def tune_in_turn(rank, op, runners):
+    """Rank 0 measures, the others come when it is done."""
+    if rank == 0:
+        tune(op, runners)
+    dist.barrier()
+    if rank != 0:
+        tune(op, runners)
+
+
 def unlike_lists(rank, root):
     runners = [Expert(rank)]
     with cpu_timing(noisy(0)):
         with fi_cachestore.autotune(root=root, group=dist.group.WORLD) as session:
-            tune("op", runners)
+            tune_in_turn(rank, "op", runners)
         return [answer("op", runners, rows)[1] for rows in (20, 70, 300)], session.report().settled_call_count
 
 
@@ -134,6 +143,24 @@ def test_a_tactic_that_one_rank_does_not_list_is_served_on_none(tmp_path):
     assert 0 not in results[0][0]
     assert results[0][1] > 0
     assert job(2, later, tmp_path) == [results[0][0]] * 2, "a later start honours what was settled"
+
+
+def twice(rank, root):
+    runners = [Expert(rank)]
+    with cpu_timing(noisy(0)):
+        for op in ("op", "next"):
+            with fi_cachestore.autotune(root=root, group=dist.group.WORLD):
+                tune_in_turn(rank, op, runners)
+            for folder in root.glob("settled"):
+                folder.rename(root / f"gone {rank} {op}")
+            dist.barrier()
+        return [answer("op", runners, rows)[1] for rows in (20, 70, 300)]
+
+
+def test_what_was_settled_holds_for_the_process_whatever_becomes_of_the_directory(tmp_path):
+    results = job(2, twice, tmp_path)
+    assert results[0] == results[1]
+    assert 0 not in results[0]
 
 
 # -- opting out -------------------------------------------------------------------------------------------------------------------
