@@ -24,7 +24,7 @@ from fi_cachestore.coordination.agreement import (
     unpack_pairs,
 )
 from fi_cachestore.coordination.ranks import Ranks
-from fi_cachestore.errors import BoardLostError, CacheStoreError, DamagedError
+from fi_cachestore.errors import BoardLostError, CacheStoreError, DamagedError, UnsupportedValueError
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.records.envelope import seal, unseal
 from fi_cachestore.records.record import Record
@@ -86,9 +86,11 @@ class Group:
         """Put a record before all ranks; return the one that counts for all of them: the first (``record`` itself, if it is that)."""
         if self.is_lost:
             return record
-        sealed = seal(record.to_value())
         try:
+            sealed = seal(record.to_value())
             held = self.ranks.offer(record.digest, sealed)
+        except UnsupportedValueError:
+            return record  # too large for the format: the store has said so
         except BoardLostError as error:
             self.lose(error)
             return record

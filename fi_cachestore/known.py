@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
-from fi_cachestore.errors import CacheStoreError
+from fi_cachestore.errors import CacheStoreError, UnsupportedValueError
 from fi_cachestore.group import Group
 from fi_cachestore.keys.digest import Digest
-from fi_cachestore.records.envelope import MissReason
+from fi_cachestore.records.envelope import MissReason, seal
 from fi_cachestore.records.record import Record
 from fi_cachestore.report import Recorder
 from fi_cachestore.store.memory import MemoryStore
@@ -67,10 +68,13 @@ class Known:
         self._misses.pop(record.digest, None)
         self._memory.publish(record)
 
-    def held(self) -> Iterator[Record]:
-        """Yield the records in memory: those that were asked for or measured."""
-        found = map(self._memory.get, self._memory)
-        yield from (hit.entry for hit in found if isinstance(hit, Hit))
+    def held(self) -> Iterator[bytes]:
+        """Yield the records in memory, sealed: those that were asked for or measured, and may be shared."""
+        found = (self._memory.get(digest) for digest in self._memory if digest not in self._unshared)
+        for hit in found:
+            if isinstance(hit, Hit):
+                with contextlib.suppress(UnsupportedValueError):  # too large for the format
+                    yield seal(hit.entry.to_value())
 
     # -- among ranks ------------------------------------------------------------------------------------------------------------
 

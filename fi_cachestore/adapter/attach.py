@@ -30,7 +30,6 @@ from fi_cachestore.coordination.ranks import Layered
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.environment.manifest import manifest
 from fi_cachestore.errors import BoardLostError, CacheStoreError, ConfigError, UnsupportedFlashInferError
-from fi_cachestore.records.envelope import seal
 from fi_cachestore.records.rules import Rule
 from fi_cachestore.report import Report
 from fi_cachestore.session import Ports, Session
@@ -81,7 +80,7 @@ class SessionHandle:
         if self._attached is None or self._state is None:
             return
         session = self._attached.session
-        mine = [seal(record.to_value()) for attached in self._state.attached for record in attached.session.known.held()]
+        mine = [sealed for attached in self._state.attached for sealed in attached.session.known.held()]
         try:
             if mine:
                 leave(process_group, mine)

@@ -233,6 +233,14 @@ def test_bytes_that_are_not_the_record_are_not_believed(world, held):
     assert group.offer(record) == record
 
 
+def test_a_record_too_large_to_be_sealed_stays_with_its_rank(world):
+    group = groups_of(world[2])[0]
+    large = replace(sample_record(0), measurements=tuple(Measurement("x" * 1000 + str(number), 1) for number in range(600)))
+    assert group.offer(large) is large
+    assert group.find([large.digest]) == {}
+    assert not group.is_lost
+
+
 def test_a_lost_board_is_said_once_and_the_rank_goes_on(caplog):
     group = Group(Ranks(LostBoard(), 0, MEMBERS, ManualClock()), ("a", "b", "c"))
     record = sample_record(0)
