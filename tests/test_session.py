@@ -121,6 +121,17 @@ def test_the_first_of_two_results_of_one_session_stays(world):
     assert session.find(first.digest).entry == first
 
 
+def test_a_record_in_memory_stays_the_one_that_counts(world):
+    session = world.session()
+    own, theirs = (sample_record(1, times_ns={0: time_ns}) for time_ns in (1, 2))
+    session.finish(Mine(None, share=False), own)
+    world.store.publish(theirs)
+    assert session.known.look(own.digest).entry == own
+    session.refresh()
+    assert session.find(own.digest).entry == own
+    assert session.begin(sample_key(1)) == Answered(own)
+
+
 def test_a_claim_whose_holder_gives_up_is_ours_after_waiting(world):
     first, second = world.session(), world.session()
     mine = first.begin(sample_key(1))

@@ -1,6 +1,7 @@
 """Tuning through FlashInfer's own loop: who measures what, what is recorded, and what failing or dying in the middle costs."""
 
 import fcntl
+import math
 import os
 import shutil
 import signal
@@ -332,6 +333,31 @@ def test_after_out_of_memory_the_other_profiles_are_measured_and_that_one_is_not
     assert measured.count(1) >= 2
     _, tactic, report = fresh(tune_failing, tmp_path, {})
     assert (report.hit_count, report.tuned_count, tactic) == (2, 1, 2)
+
+
+class StrangeTimesRunner(PlainRunner):
+    """What its timer says of the first three tactics is no time."""
+
+    def get_valid_tactics(self, inputs, profile):
+        return [0, 1, 2, 3]
+
+    def time_ms(self, tactic):
+        return {-1: 10.0, 0: math.nan, 1: -1.0, 2: math.inf, 3: 4.0}[tactic]
+
+
+def tune_strange_times(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        return choose("strange times", [StrangeTimesRunner()], [matrix(70)], config((64,)))[1]
+
+
+def test_what_is_no_time_is_a_failure(tmp_path):
+    assert fresh(tune_strange_times, tmp_path) == 3
+    (record,) = records(tmp_path)
+    assert {m.tactic: (m.time_ns, m.failure) for m in record.measurements} == {
+        -1: (10_000_000, None),
+        **dict.fromkeys((0, 1, 2), (None, "NotATime")),
+        3: (4_000_000, None),
+    }
 
 
 class PreparationRunner(PlainRunner):
