@@ -1,6 +1,8 @@
 """Sessions without FlashInfer: what is to be measured, by whom, and what becomes of it."""
 
+import dataclasses
 import errno
+import json
 import logging
 import threading
 
@@ -10,6 +12,7 @@ from fi_cachestore.config import Mode
 from fi_cachestore.coordination.files import FileCoordinator
 from fi_cachestore.coordination.local import LocalCoordinator
 from fi_cachestore.coordination.port import Busy, SystemClock, Unavailable
+from fi_cachestore.errors import Gap
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import NO_RULE, Rule
 from fi_cachestore.session import Ports, Session
@@ -116,6 +119,17 @@ def test_the_first_of_two_results_of_one_session_stays(world):
     for record in (first, second):
         assert session.finish(Mine(None, share=False), record) == first
     assert session.find(first.digest).entry == first
+
+
+def test_a_record_in_memory_stays_the_one_that_counts(world):
+    session = world.session()
+    own, theirs = (sample_record(1, times_ns={0: time_ns}) for time_ns in (1, 2))
+    session.finish(Mine(None, share=False), own)
+    world.store.publish(theirs)
+    assert session.known.look(own.digest).entry == own
+    session.refresh()
+    assert session.find(own.digest).entry == own
+    assert session.begin(sample_key(1)) == Answered(own)
 
 
 def test_a_claim_whose_holder_gives_up_is_ours_after_waiting(world):
@@ -359,6 +373,20 @@ def test_rules_that_cannot_be_kept_cost_one_warning(world, tmp_path, caplog):
         session.commit()
         session.commit()
     assert caplog.text.count("Read-only file system") == 1
+
+
+def test_a_report_for_programs_has_every_number_and_every_gap(world):
+    session = world.session()
+    session.finish(session.begin(sample_key(1)), sample_record(1))
+    session.recorder.ephemeral("incomplete key", (Gap("module:Runner", "field", "builtins:object", "why"),))
+    report = session.report()
+    document = json.loads(json.dumps(report.to_json()))
+    assert document["schema"] == "fi_cachestore.report/1"
+    assert set(document) == {"schema", *(field.name for field in dataclasses.fields(report))}
+    assert document["tuned_count"] == 1
+    assert document["spent_ns"] == sample_record(1).provenance.tuning_ns
+    assert document["ephemeral"] == {"incomplete key": 1}
+    assert document["gaps"] == [{"subject": "module:Runner", "field": "field", "type": "builtins:object", "why": "why"}]
 
 
 def test_threads_of_one_session_share_the_work(tmp_path):

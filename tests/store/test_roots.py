@@ -6,13 +6,11 @@ import pytest
 from fi_cachestore.config import load
 from fi_cachestore.errors import RootRefusedError, StoreIOError
 from fi_cachestore.records.record import Record
-from fi_cachestore.records.rules import NO_RULE, SessionRules
 from fi_cachestore.store.layers import ReadOnly
 from fi_cachestore.store.loose import LooseReader, LooseStore
 from fi_cachestore.store.open import open_session_root, open_store
 from fi_cachestore.store.port import Hit, Miss, Present, Published
 from fi_cachestore.store.roots import check_root
-from fi_cachestore.store.rules_log import RulesLog
 from fi_cachestore.testing.samples import sample_record
 
 IS_ROOT = os.geteuid() == 0
@@ -57,10 +55,9 @@ def test_a_world_writable_root_is_refused_unless_trusted(tmp_path):
     open_session_root(settings(DIR=root, TRUST=root))
 
 
-@pytest.mark.parametrize("folder", ["objects", "sessions"])
+@pytest.mark.parametrize("folder", ["objects", "sessions", "settled"])
 def test_a_world_writable_folder_is_refused(tmp_path, folder):
-    open_store(tmp_path).publish(sample_record())
-    RulesLog(tmp_path).append(SessionRules({"device": "cpu"}, (NO_RULE,)))
+    (tmp_path / folder).mkdir()
     open_store(tmp_path)
     (tmp_path / folder).chmod(0o777)
     with pytest.raises(RootRefusedError):
