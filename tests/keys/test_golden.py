@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from fi_cachestore.coordination.agreement import call_id, pair_of
 from fi_cachestore.keys.canonical import Named, decode, encode
-from fi_cachestore.keys.digest import key_digest, part_digest, rules_digest, source_digest, tactics_digest
+from fi_cachestore.keys.digest import Digest, key_digest, part_digest, rules_digest, source_digest, tactics_digest
 from fi_cachestore.records.envelope import seal, unseal
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import Rule, SessionRules
+from fi_cachestore.records.settlement import Settlement
 from fi_cachestore.testing.samples import sample_key, sample_record
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -57,7 +59,9 @@ def test_canonical_bytes(hexadecimal):
 
 def test_digests_of_each_purpose():
     found = {f.__name__: f(b"abc") for f in (key_digest, part_digest, rules_digest, tactics_digest)} | {
-        "source_digest": source_digest("abc")
+        "source_digest": source_digest("abc"),
+        "call_id": call_id([Digest("ab" * 32), Digest("cd" * 32)]).hex(),
+        "pair_of": pair_of(Digest("ab" * 32), b"abc").hex(),
     }
     assert found == dict(line.split() for line in (GOLDEN / "digests.txt").read_text().splitlines())
     assert len(set(found.values())) == len(found)
@@ -83,3 +87,10 @@ def test_rules_bytes():
     data = (GOLDEN / "rules-v1.rec").read_bytes()
     assert seal(rules.to_value()) == data
     assert SessionRules.from_value(unseal(data)) == rules
+
+
+def test_settlement_bytes():
+    settlement = Settlement(Digest("ab" * 32), bytes(range(32)), 4, 1_790_000_000_000_000_000)
+    data = (GOLDEN / "settlement-v1.rec").read_bytes()
+    assert seal(settlement.to_value()) == data
+    assert Settlement.from_value(unseal(data)) == settlement

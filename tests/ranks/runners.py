@@ -2,6 +2,7 @@
 
 import random
 
+import torch.distributed as dist
 from flashinfer.autotuner import AutoTuner, TunableRunner
 
 from tests.adapter.runners import config, matrix
@@ -51,6 +52,15 @@ class Expert(Backend):
 def tune(op, runners, rows=50, **kwargs):
     """Ask for one op."""
     return AutoTuner.get().choose_one(op, runners, config(), [matrix(rows)], **kwargs)
+
+
+def tune_in_turn(rank, op, runners):
+    """Rank 0 measures, the others come when it is done."""
+    if rank == 0:
+        tune(op, runners)
+    dist.barrier()
+    if rank != 0:
+        tune(op, runners)
 
 
 def answer(op, runners, rows=50):

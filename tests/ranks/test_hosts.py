@@ -8,10 +8,11 @@ import torch.distributed as dist
 
 import fi_cachestore
 from fi_cachestore.records.record import Measurement
+from fi_cachestore.store.fsck import verify
 from fi_cachestore.store.port import Hit
 from fi_cachestore.testing.cpu_timing import cpu_timing
 from tests.ranks.job import job
-from tests.ranks.runners import MEASURED_PER_PROFILE, PROFILE_COUNT, Backend, Other, answer, noisy, tune
+from tests.ranks.runners import MEASURED_PER_PROFILE, PROFILE_COUNT, Backend, Expert, Other, answer, noisy, tune, tune_in_turn
 
 PER_RUNNER = PROFILE_COUNT * MEASURED_PER_PROFILE
 
@@ -119,3 +120,28 @@ def test_records_of_both_backends_on_one_rank_and_of_one_on_the_other(tmp_path):
     results = job(2, backends_of_some, roots_of(tmp_path, 2))
     assert [count for count, _ in results] == [0, 0]
     assert results[0][1] == results[1][1]
+
+
+def unlike(rank, roots):
+    """Rank 1 lists less, so that something is settled; each rank on its own root."""
+    runners = [Expert(rank)]
+    with cpu_timing(noisy(0)), fi_cachestore.autotune(root=roots[rank], group=dist.group.WORLD):
+        tune_in_turn(rank, "op", runners)
+    return [answer("op", runners, rows)[1] for rows in (20, 70, 300)]
+
+
+def test_every_host_keeps_what_was_settled_and_a_damaged_one_is_found_and_not_believed(tmp_path):
+    roots = roots_of(tmp_path, 2)
+    answers = job(2, unlike, roots)
+    assert answers[0] == answers[1]
+    for root in roots:
+        assert verify(root).settlement_count == PROFILE_COUNT
+        for path in (root / "settled").rglob("*.rec"):
+            path.write_bytes(path.read_bytes()[:-1] + b"\0")
+        assert {finding.reason for finding in verify(root).findings} == {"corrupt"}
+    assert job(2, replaying, roots)[1] != answers[1], "without it, each goes by its records"
+
+
+def replaying(rank, roots):
+    fi_cachestore.attach(root=roots[rank])
+    return [answer("op", [Expert(rank)], rows)[1] for rows in (20, 70, 300)]

@@ -10,7 +10,7 @@ import fi_cachestore
 from fi_cachestore.config import Mode
 from fi_cachestore.testing.cpu_timing import cpu_timing
 from tests.ranks.job import job
-from tests.ranks.runners import MEASURED_PER_PROFILE, PROFILE_COUNT, Backend, Expert, Other, answer, noisy, tune
+from tests.ranks.runners import MEASURED_PER_PROFILE, PROFILE_COUNT, Backend, Expert, Other, answer, noisy, tune, tune_in_turn
 
 PER_RUNNER = PROFILE_COUNT * MEASURED_PER_PROFILE
 
@@ -113,15 +113,6 @@ def experts(rank, root):
 def test_ranks_with_ops_of_their_own_cover_them_all(tmp_path):
     assert [count for count, _ in job(4, experts, tmp_path)] == [PER_RUNNER] * 4
     assert [count for count, _ in job(4, experts, tmp_path)] == [0] * 4
-
-
-def tune_in_turn(rank, op, runners):
-    """Rank 0 measures, the others come when it is done."""
-    if rank == 0:
-        tune(op, runners)
-    dist.barrier()
-    if rank != 0:
-        tune(op, runners)
 
 
 def unlike_lists(rank, root):
