@@ -133,6 +133,17 @@ def a_longer_list(root):
     return measured
 
 
+def a_longer_list_at_once(root):
+    with timed() as measured, fi_cachestore.autotune(root=root):
+        for buckets in (BUCKETS, (*BUCKETS, 1024)):
+            choose("sizes", [BySizeRunner()], [matrix(100)], config(buckets))
+    return [tactic for _, tactic in measured]
+
+
+def test_a_longer_list_in_one_context_is_tuned_too(tmp_path):
+    assert fresh(a_longer_list_at_once, tmp_path) == [-1, 0, 16, -1, 0, 64, -1, 0, 256, -1, 0, 1024]
+
+
 def test_a_longer_list_of_buckets_orphans_nothing(tmp_path):
     assert [tactic for _, tactic in fresh(a_longer_list, tmp_path)] == [-1, 0, 1024]
 
