@@ -241,16 +241,22 @@ def test_entering_again_and_again_keeps_one_session(tmp_path):
 
 
 def broken_block(root):
-    with contextlib.suppress(ZeroDivisionError), timed(), fi_cachestore.autotune(root=root):
+    with contextlib.suppress(ZeroDivisionError), timed(), fi_cachestore.autotune(root=root, tuning_buckets=(8, 32, 512)):
         tune()
         raise ZeroDivisionError
     assert not AutoTuner.get().is_tuning_mode
     return tune()
 
 
+def serve_attached(root):
+    fi_cachestore.attach(root=root)
+    return tune()
+
+
 def test_an_exception_in_the_block_loses_nothing(tmp_path):
     assert fresh(broken_block, tmp_path) == (0, 2)
     assert stored_count(tmp_path) == 3
+    assert fresh(serve_attached, tmp_path) == (0, 2)  # the rule was kept too
 
 
 def attach_miss_publish_refresh(root):

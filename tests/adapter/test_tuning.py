@@ -319,6 +319,19 @@ def test_a_tactic_that_nobody_can_store_stays_in_memory_and_costs_no_other_recor
     assert fresh(tune_opaque, tmp_path) == (3, True, True, 1)
 
 
+def enter_again_with_opaque(root):
+    counts = []
+    for _ in range(2):
+        with timed() as measured, fi_cachestore.autotune(root=root):
+            chosen = choose("opaque", [OpaqueTacticRunner()], [matrix(64)])
+        counts.append((len(measured), chosen[1] is OpaqueTacticRunner.offered))
+    return counts, choose("opaque", [OpaqueTacticRunner()], [matrix(64)])[1] is OpaqueTacticRunner.offered
+
+
+def test_what_stays_in_memory_is_known_to_the_next_session_of_the_process(tmp_path):
+    assert fresh(enter_again_with_opaque, tmp_path) == ([(9, True), (0, True)], True)
+
+
 class OtherOpaqueRunner(OpaqueTacticRunner):
     offered = OpaqueTactic()
 
