@@ -123,6 +123,18 @@ def test_entering_twice_and_again(tmp_path):
     assert fresh(twice, tmp_path) == (12, [0, 3, 3], ((0, 2), (0, 2)), True)
 
 
+def inner_over(root):
+    with timed(), fi_cachestore.autotune(root=root) as outer:
+        with fi_cachestore.autotune(root=root) as inner:
+            tune("inner")
+        tune("outer")
+    return outer.report().tuned_count, inner.report().tuned_count, tune("inner"), tune("outer")
+
+
+def test_an_inner_session_that_is_over_leaves_the_outer_one_tuning(tmp_path):
+    assert fresh(inner_over, tmp_path) == (3, 3, (0, 2), (0, 2))
+
+
 def two_roots(root):
     for name in ("target", "draft"):
         with timed(), fi_cachestore.autotune(root=root / name):
@@ -154,6 +166,69 @@ def test_an_ephemeral_session_hides_no_records_and_what_it_tuned_is_served(tmp_p
     assert fresh(ephemeral_beside, tmp_path) == (((0, 2), (0, 2)), (0, 2))
 
 
+def one_op_in_two_roots(root):
+    counts = []
+    for name in ("first", "second"):
+        with timed() as measured, fi_cachestore.autotune(root=root / name):
+            tune()
+            tune()
+        counts.append(len(measured))
+    return counts
+
+
+def test_what_was_tuned_into_one_root_is_tuned_into_another_too(tmp_path):
+    assert fresh(one_op_in_two_roots, tmp_path) == [12, 12]
+    assert stored_count(tmp_path / "first") == stored_count(tmp_path / "second") == 3
+
+
+def miss_and_attach_more(root):
+    with timed(), fi_cachestore.autotune(root=root / "full"):
+        tune()
+    fi_cachestore.detach()
+    fi_cachestore.attach(root=root / "empty")
+    missed = tune()
+    full = fi_cachestore.attach(root=root / "full")
+    found = tune()
+    full.detach()
+    return missed, found, tune()
+
+
+def test_attaching_and_detaching_forget_what_was_answered_without(tmp_path):
+    assert fresh(miss_and_attach_more, tmp_path) == ((0, -1), (0, 2), (0, -1))
+
+
+def miss_and_tune(root):
+    session = fi_cachestore.attach("auto", root=root)
+    missed = tune()
+    with timed(), flashinfer_autotune(True):
+        found = tune()
+    return missed, found, tune(), session.report().tuned_count
+
+
+def test_tuning_forgets_what_was_missed_before(tmp_path):
+    assert fresh(miss_and_tune, tmp_path) == ((0, -1), (0, 2), (0, 2), 3)
+
+
+def rounding_of_the_tuner(root):
+    """What a runner gets that asks FlashInfer for a mapper to hold, without a call at hand."""
+
+    def rounded():
+        return AutoTuner.get().get_effective_map_to_tuning_buckets(config())(100)
+
+    fi_cachestore.attach(root=root)
+    before = rounded()
+    with timed(), fi_cachestore.autotune(root=root, tuning_buckets=(32, 512), round_up=True):
+        tune()
+        inside = rounded()
+    after = rounded()
+    fi_cachestore.detach()
+    return before, inside, after, rounded()
+
+
+def test_runners_that_ask_for_a_mapper_get_the_one_in_force(tmp_path):
+    assert fresh(rounding_of_the_tuner, tmp_path) == (64, 512, 512, 64)
+
+
 def many_entries(root):
     for _ in range(30):
         with timed(), fi_cachestore.autotune(root=root):
@@ -166,16 +241,22 @@ def test_entering_again_and_again_keeps_one_session(tmp_path):
 
 
 def broken_block(root):
-    with contextlib.suppress(ZeroDivisionError), timed(), fi_cachestore.autotune(root=root):
+    with contextlib.suppress(ZeroDivisionError), timed(), fi_cachestore.autotune(root=root, tuning_buckets=(8, 32, 512)):
         tune()
         raise ZeroDivisionError
     assert not AutoTuner.get().is_tuning_mode
     return tune()
 
 
+def serve_attached(root):
+    fi_cachestore.attach(root=root)
+    return tune()
+
+
 def test_an_exception_in_the_block_loses_nothing(tmp_path):
     assert fresh(broken_block, tmp_path) == (0, 2)
     assert stored_count(tmp_path) == 3
+    assert fresh(serve_attached, tmp_path) == (0, 2)  # the rule was kept too
 
 
 def attach_miss_publish_refresh(root):

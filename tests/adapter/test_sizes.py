@@ -1,5 +1,7 @@
 """Buckets, rounding and sizes: what was tuned once is found at every size it was tuned for, by the same rule, and at no other."""
 
+import os
+import signal
 import threading
 
 import pytest
@@ -114,6 +116,31 @@ def test_another_engine_on_the_same_root_does_not_hide_the_rule(tmp_path):
     assert fresh(attach_and_serve, tmp_path) == {size: ceil(size, (32, 512)) for size in SIZES}
 
 
+def attach_both(root):
+    for name in ("target", "draft"):
+        fi_cachestore.attach(root=root / name)
+    return serve_sizes(), choose("other op", [BySizeRunner()], [matrix(50)])[1]
+
+
+def test_the_rules_of_every_attached_root_are_tried(tmp_path):
+    fresh(tune_with, tmp_path / "target", tuning_buckets=(32, 512), round_up=True)
+    fresh(tune_other_model, tmp_path / "draft")
+    assert fresh(attach_both, tmp_path) == ({size: ceil(size, (32, 512)) for size in SIZES}, 7)
+
+
+def tune_and_die(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("sizes", [BySizeRunner()], [matrix(100)])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_process_left_is_found_under_each_ops_own_buckets(tmp_path):
+    with pytest.raises(ChildProcessError, match="-9"):
+        fresh(tune_and_die, tmp_path)
+    fresh(tune_other_model, tmp_path)
+    assert fresh(attach_and_serve, tmp_path) == {size: floor(size) for size in SIZES}
+
+
 def floor_then_ceil(root):
     with timed(), fi_cachestore.autotune(root=root):
         choose("sizes", [BySizeRunner()], [matrix(100)])
@@ -131,6 +158,17 @@ def a_longer_list(root):
     with timed() as measured, fi_cachestore.autotune(root=root):
         choose("sizes", [BySizeRunner()], [matrix(100)], config((*BUCKETS, 1024)))
     return measured
+
+
+def a_longer_list_at_once(root):
+    with timed() as measured, fi_cachestore.autotune(root=root):
+        for buckets in (BUCKETS, (*BUCKETS, 1024)):
+            choose("sizes", [BySizeRunner()], [matrix(100)], config(buckets))
+    return [tactic for _, tactic in measured]
+
+
+def test_a_longer_list_in_one_context_is_tuned_too(tmp_path):
+    assert fresh(a_longer_list_at_once, tmp_path) == [-1, 0, 16, -1, 0, 64, -1, 0, 256, -1, 0, 1024]
 
 
 def test_a_longer_list_of_buckets_orphans_nothing(tmp_path):

@@ -1,5 +1,6 @@
 """Tuning through FlashInfer's own loop: who measures what, what is recorded, and what failing or dying in the middle costs."""
 
+import contextlib
 import fcntl
 import math
 import os
@@ -275,6 +276,20 @@ def test_an_object_that_the_runner_no_longer_lists_is_not_served(tmp_path):
     assert fresh(serve_changed, tmp_path) == ((0, 0), 1)  # the next best of the record, which is plain data
 
 
+def rank_changed(root, *, offers):
+    runner = ChangedTacticRunner("enum")
+    with timed() as measured, fi_cachestore.autotune(root=root):
+        runner.offers_rank = offers
+        return AutoTuner.get().rank_tactics("changed", [runner], config((64,)), [matrix(100)], k=3), len(measured)
+
+
+@has_ranking
+def test_a_ranking_leaves_out_what_the_runner_no_longer_lists(tmp_path):
+    assert fresh(rank_changed, tmp_path, offers=True) == ([Kind.FAST, 0], 2)
+    assert fresh(rank_changed, tmp_path, offers=True) == ([Kind.FAST, 0], 0)
+    assert fresh(rank_changed, tmp_path, offers=False) == ([0], 0)
+
+
 class OpaqueTactic:
     pass
 
@@ -302,6 +317,19 @@ def test_a_tactic_that_nobody_can_store_stays_in_memory_and_costs_no_other_recor
     assert fresh(tune_opaque, tmp_path) == (9, True, True, 1)
     assert sorted(record.key.profile[0]["bucket"] for record in records(tmp_path)) == [16, 256]
     assert fresh(tune_opaque, tmp_path) == (3, True, True, 1)
+
+
+def enter_again_with_opaque(root):
+    counts = []
+    for _ in range(2):
+        with timed() as measured, fi_cachestore.autotune(root=root):
+            chosen = choose("opaque", [OpaqueTacticRunner()], [matrix(64)])
+        counts.append((len(measured), chosen[1] is OpaqueTacticRunner.offered))
+    return counts, choose("opaque", [OpaqueTacticRunner()], [matrix(64)])[1] is OpaqueTacticRunner.offered
+
+
+def test_what_stays_in_memory_is_known_to_the_next_session_of_the_process(tmp_path):
+    assert fresh(enter_again_with_opaque, tmp_path) == ([(9, True), (0, True)], True)
 
 
 class OtherOpaqueRunner(OpaqueTacticRunner):
@@ -778,6 +806,19 @@ def test_a_ranking_where_everything_fails_is_the_default_and_not_tried_again(tmp
     errors = {tactic: RuntimeError("no") for tactic in (0, 1, 2)}
     assert fresh(rank, tmp_path, 2, errors)[:2] == ([-1], [0, 1, 2])
     assert fresh(rank, tmp_path, 2, errors)[:2] == ([-1], [])
+
+
+def rank_preparation(root):
+    with timed(), fi_cachestore.autotune(root=root) as session, contextlib.suppress(torch.cuda.OutOfMemoryError):
+        AutoTuner.get().rank_tactics("preparation", [PreparationRunner()], config(), [matrix(70)], k=2)
+    return session.report()
+
+
+@has_ranking
+def test_a_ranking_that_runs_out_of_memory_in_preparation_publishes_nothing(tmp_path):
+    report = fresh(rank_preparation, tmp_path)
+    assert (report.tuned_count, report.failed_count) == (0, 0)
+    assert records(tmp_path) == []
 
 
 @has_ranking
