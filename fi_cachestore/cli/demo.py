@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,9 @@ from fi_cachestore.keys.model import TuneKey
 
 _TICK_S = 10.0
 _TIMEOUT_S = 600.0
+_RANK_COUNT = 4
+_KILLED_RANK = 2
+_RANK_SETTINGS = ("GLOO_SOCKET_IFNAME=lo", "FI_CACHESTORE_DEAD_AFTER_S=5")
 
 
 class DemoFailedError(CacheStoreError):
@@ -44,7 +48,7 @@ class DemoFailedError(CacheStoreError):
 @root_option
 @json_option
 def demo_command(root: Path | None, *, as_json: bool) -> None:
-    """Show the whole thing at work: tune, restart, four processes at once, and a key that collides. About a minute on two cores."""
+    """Show the whole thing at work: tune, restart, four processes, four ranks, and a key that collides. About a minute on two cores."""
     with _directory(root) as base:
         result = _run(base, quiet=as_json)
         if as_json:
@@ -78,21 +82,46 @@ def _run(base: Path, *, quiet: bool) -> dict[str, Any]:
     counts = [result["profile_count"] for result in four]
     note(f"   profiles measured by each: {counts}, {sum(counts)} in total; one process alone measured {cold['profile_count']}")
     _require("four processes", sum(counts) == cold["profile_count"], f"{sum(counts)} profiles measured")
-    collision = _collision(base)
-    result = {"cold": cold, "warm": warm, "served": served, "four": four, "collision": collision, "gpu": _gpu(base)}
+    result = {"cold": cold, "warm": warm, "served": served, "four": four, "ranks": _ranks(base, cold["profile_count"])}
+    result |= {"collision": _collision(base), "gpu": _gpu(base)}
     _title("What the store holds now (fi-cachestore ls)")
     if not quiet:
         subprocess.run([sys.executable, "-m", "fi_cachestore.cli.main", "ls", "--root", str(store)], check=True)
     return result
 
 
+def _ranks(base: Path, profile_count: int) -> dict[str, Any]:
+    _title("4. Four ranks of one job, a torch.distributed group over loopback, start together on an empty store")
+    tasks = [("rank", base / "job", rank, *(["killed"] if rank == _KILLED_RANK else [])) for rank in range(_RANK_COUNT)]
+    ranks = _many(tasks, settings=_RANK_SETTINGS, killed=_KILLED_RANK)
+    counts = [rank["profile_count"] for rank in ranks]
+    note(f"   profiles measured by each: {counts}, {sum(counts)} in total")
+    _require("four ranks", sum(counts) == profile_count, f"{sum(counts)} profiles measured")
+    served = [rank["served"] for rank in ranks]
+    note(f"   all four serve {served[0]}")
+    _require("four ranks", all(one == served[0] for one in served) and -1 not in served[0].values(), f"they serve {served}")
+    _title(f"5. The same ranks on another empty store; rank {_KILLED_RANK} is killed while it measures")
+    others = [rank["without_one"] for rank in ranks if "without_one" in rank]
+    note(
+        f"   profiles measured by the others: {[one['profile_count'] for one in others]}; the last was done after {_slowest(others):.1f} s"
+    )
+    note(f"   all of them serve {others[0]['served']}")
+    alike = all(one["served"] == others[0]["served"] for one in others) and -1 not in others[0]["served"].values()
+    _require("a rank is killed", len(others) == _RANK_COUNT - 1 and alike, f"the others serve {[one['served'] for one in others]}")
+    return {"profile_counts": counts, "served": served[0], "without_one": others}
+
+
+def _slowest(ranks: Sequence[dict[str, Any]]) -> float:
+    return max(float(rank["seconds"]) for rank in ranks)
+
+
 def _collision(base: Path) -> dict[str, Any]:
-    _title("4. A key without the layout: FlashInfer's own persistent cache, tuned with 8x4 scales, replayed with 128x4")
+    _title("6. A key without the layout: FlashInfer's own persistent cache, tuned with 8x4 scales, replayed with 128x4")
     _one("old-key", base / "old", "8x4", "tune")
     old = _one("old-key", base / "old", "128x4", "serve")
     note(f"   replayed: {old['error']}")
     _require("old key", old["error"] is not None, "the wrong tactic was not replayed")
-    _title("5. The same with fi_cachestore")
+    _title("7. The same with fi_cachestore")
     first = _one("one-layout", base / "new", "8x4", "tune")
     second = _one("one-layout", base / "new", "128x4", "serve")
     note(f"   8x4 was tuned to tactic {first['tactic']}; 128x4 has another key, is served tactic {second['tactic']}, and runs")
@@ -110,7 +139,7 @@ def _gpu(base: Path) -> dict[str, Any] | None:
 
     if not torch.cuda.is_available():
         return None
-    _title("6. flashinfer.bmm_fp8 on this GPU, each backend; kernels are compiled first")
+    _title("8. flashinfer.bmm_fp8 on this GPU, each backend; kernels are compiled first")
     cold, warm = _one("gpu", base / "gpu"), _one("gpu", base / "gpu")
     note(
         f"   cold: profiles {cold['profile_counts']} in {cold['seconds']:.1f} s; warm: {warm['profile_counts']} in {warm['seconds']:.1f} s"
@@ -132,16 +161,19 @@ def _one(task: str, root: Path, *rest: str) -> dict[str, Any]:
     return _many([(task, root, *rest)])[0]
 
 
-def _many(tasks: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """Run tasks side by side; all begin when all are ready. Says that it lives while they run."""
-    workers = [_Worker([str(part) for part in task]) for task in tasks]
+def _many(tasks: Sequence[tuple[Any, ...]], *, settings: Sequence[str] = (), killed: int | None = None) -> list[dict[str, Any]]:
+    """Run tasks side by side; all begin when all are ready. Says that it lives while they run.
+
+    ``settings`` are environment variables for them, ``NAME=VALUE``; ``killed`` is the task that is to end by SIGKILL.
+    """
+    workers = [_Worker([str(part) for part in task], settings) for task in tasks]
     with _alive(f"{len(tasks)} process{'es' if len(tasks) > 1 else ''} at work"):
         try:
             for worker in workers:
                 worker.wait_ready()
             for worker in workers:
                 worker.begin()
-            return [worker.result() for worker in workers]
+            return [worker.result(is_killed=number == killed) for number, worker in enumerate(workers)]
         finally:
             for worker in workers:
                 worker.end()
@@ -167,10 +199,10 @@ def _alive(what: str) -> Iterator[None]:
 
 
 class _Worker:
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], settings: Sequence[str]) -> None:
         self._task = " ".join(arguments[:1])
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
-        command = [sys.executable, "-m", "fi_cachestore.cli.demo_worker", *arguments]
+        command = ["env", *settings, sys.executable, "-m", "fi_cachestore.cli.demo_worker", *arguments]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
         self._process: subprocess.Popen[str] = subprocess.Popen(command, text=True, **pipes)  # type: ignore[call-overload]
 
@@ -186,10 +218,11 @@ class _Worker:
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
 
-    def result(self) -> dict[str, Any]:
+    def result(self, *, is_killed: bool) -> dict[str, Any]:
+        """Return the last thing that the worker said."""
         output, _ = self._process.communicate(timeout=_TIMEOUT_S)
         lines = [line for line in output.splitlines() if line.startswith("{")]
-        if self._process.returncode != 0 or not lines:
+        if self._process.returncode != (-signal.SIGKILL if is_killed else 0) or not lines:
             self._fail()
         found: dict[str, Any] = json.loads(lines[-1])
         return found

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
-from flashinfer.autotuner import AutoTuner
+import torch.distributed as dist
+from flashinfer.autotuner import AutoTuner, TunableRunner
 
 import fi_cachestore
 from fi_cachestore.testing import reference_gemm as gemm
-from fi_cachestore.testing.cpu_timing import cpu_timing
+from fi_cachestore.testing.cpu_timing import cpu_timing, wall_clock_ms
 
+RANK_COUNT: Final = 4
+_TIMINGS_OF_THE_KILLED: Final = 2
 SHAPES = ((128, 256, 512), (100, 128, 1024))
 """M, N and K of the calls; each is tuned for every bucket of M up to its own."""
 
@@ -40,6 +46,12 @@ def tune(root: str) -> dict[str, Any]:
 def serve(root: str) -> dict[str, Any]:
     """Attach only, and say what each call is served with."""
     session = fi_cachestore.attach(root=root)
+    served = _served()
+    session.detach()
+    return {"served": served}
+
+
+def _served() -> dict[str, Any]:
     served = {}
     for rows, columns, depth in SHAPES:
         for use_8x4_sf_layout in (True, False):
@@ -48,8 +60,45 @@ def serve(root: str) -> dict[str, Any]:
             config = gemm.tuning_config(use_8x4_sf_layout=use_8x4_sf_layout)
             _, tactic = AutoTuner.get().choose_one(gemm.OP, [runner], config, inputs)
             served[f"{rows}x{columns}x{depth} {'8x4' if use_8x4_sf_layout else '128x4'}"] = tactic
-    session.detach()
-    return {"served": served}
+    return served
+
+
+def rank_of_job(root: str, rank: int, *, is_killed: bool) -> dict[str, Any]:
+    """Be one of four ranks: tune on an empty root, then on another, where one of the ranks is killed in the middle of a profile."""
+    meeting = f"file://{root}.meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=RANK_COUNT)
+    whole = _tune_among_ranks(f"{root}/whole", wall_clock_ms)
+    _print(whole)  # the last word of the one that is killed
+    if not is_killed:
+        return {**whole, "without_one": _tune_among_ranks(f"{root}/without-one", wall_clock_ms)}
+    timings = iter(range(_TIMINGS_OF_THE_KILLED))
+
+    def timer(run: Callable[[], Any], runner: TunableRunner, tactic: Any) -> float:
+        if next(timings, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return wall_clock_ms(run, runner, tactic)
+
+    _tune_among_ranks(f"{root}/without-one", timer, at_end=lambda: os.kill(os.getpid(), signal.SIGKILL))
+    return {}
+
+
+def _tune_among_ranks(
+    root: str, timer: Callable[[Callable[[], Any], TunableRunner, Any], float], at_end: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    with cpu_timing(timer):
+        started = time.perf_counter()
+        with fi_cachestore.autotune(root=root, group=dist.group.WORLD) as session:
+            for rows, columns, depth in SHAPES:
+                for use_8x4_sf_layout in (True, False):
+                    _checked_run(rows, columns, depth, use_8x4_sf_layout=use_8x4_sf_layout)
+            at_end()
+    report = session.report()
+    return {
+        "profile_count": report.tuned_count,
+        "shared_call_count": report.shared_call_count,
+        "served": _served(),
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def old_key(root: str, *, use_8x4_sf_layout: bool, is_tuning: bool) -> dict[str, Any]:
@@ -117,7 +166,7 @@ def _checked_run(rows: int, columns: int, depth: int, *, use_8x4_sf_layout: bool
 
 
 def main(arguments: list[str]) -> None:
-    """Run one task: its name, a directory, and for some the layout and ``tune`` or ``serve``."""
+    """Run one task: its name, a directory, and for some the layout and ``tune`` or ``serve``, or the rank and whether it is killed."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     task, root, *rest = arguments
     sys.stdout.write("ready\n")
@@ -130,8 +179,14 @@ def main(arguments: list[str]) -> None:
         "gpu": lambda: gpu(root),
         "old-key": lambda: old_key(root, **two),
         "one-layout": lambda: one_layout(root, **two),
+        "rank": lambda: rank_of_job(root, int(rest[0]), is_killed=rest[1:] == ["killed"]),
     }
-    sys.stdout.write(json.dumps(results[task]()) + "\n")
+    _print(results[task]())
+
+
+def _print(result: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
