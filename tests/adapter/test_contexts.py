@@ -229,6 +229,21 @@ def test_runners_that_ask_for_a_mapper_get_the_one_in_force(tmp_path):
     assert fresh(rounding_of_the_tuner, tmp_path) == (64, 512, 512, 64)
 
 
+def one_root_two_layers(root):
+    for name in ("first", "second"):
+        with timed(), fi_cachestore.autotune(root=root / name):
+            tune(name)
+    fi_cachestore.detach()
+    for name in ("first", "second"):
+        os.environ["FI_CACHESTORE_PATH"] = str(root / name)
+        fi_cachestore.attach(root=root / "own")
+    return tune("first"), tune("second")
+
+
+def test_one_root_with_other_layers_is_another_session(tmp_path):
+    assert fresh(one_root_two_layers, tmp_path) == ((0, 2), (0, 2))
+
+
 def many_entries(root):
     for _ in range(30):
         with timed(), fi_cachestore.autotune(root=root):
