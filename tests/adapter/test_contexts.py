@@ -460,6 +460,24 @@ def test_files_of_flashinfer_are_not_served_while_attached(tmp_path, runner_clas
     assert fresh(file_of_flashinfer, tmp_path, runner_class, mode) == ((0, -1), (0, 2))
 
 
+def store_of_flashinfer(root, runner_class, mode):
+    def look():
+        return choose("op", [runner_class()], [matrix(100)], config())
+
+    with timed(), autotune_v2(cache_root=root / "theirs"):
+        look()
+    AutoTuner.get().clear_cache()
+    with no_measurement(), fi_cachestore.autotune(False, root=root / "ours", mode=mode):
+        ours = look()
+    fi_cachestore.detach()
+    return ours, look()
+
+
+@pytest.mark.parametrize(("runner_class", "mode"), [(PlainRunner, "auto"), (UndescribedRunner, "auto"), (PlainRunner, "ephemeral")])
+def test_a_store_of_flashinfer_is_not_served_while_attached(tmp_path, runner_class, mode):
+    assert fresh(store_of_flashinfer, tmp_path, runner_class, mode) == ((0, -1), (0, 2))
+
+
 def skipping(root, **given):
     with timed() as measured, fi_cachestore.autotune(root=root, **given):
         inside = tune("a"), tune("b")
