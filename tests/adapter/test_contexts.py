@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import threading
 from typing import ClassVar
 
@@ -229,6 +230,21 @@ def test_runners_that_ask_for_a_mapper_get_the_one_in_force(tmp_path):
     assert fresh(rounding_of_the_tuner, tmp_path) == (64, 512, 512, 64)
 
 
+def one_root_two_layers(root):
+    for name in ("first", "second"):
+        with timed(), fi_cachestore.autotune(root=root / name):
+            tune(name)
+    fi_cachestore.detach()
+    for name in ("first", "second"):
+        os.environ["FI_CACHESTORE_PATH"] = str(root / name)
+        fi_cachestore.attach(root=root / "own")
+    return tune("first"), tune("second")
+
+
+def test_one_root_with_other_layers_is_another_session(tmp_path):
+    assert fresh(one_root_two_layers, tmp_path) == ((0, 2), (0, 2))
+
+
 def many_entries(root):
     for _ in range(30):
         with timed(), fi_cachestore.autotune(root=root):
@@ -375,6 +391,26 @@ def test_what_the_engines_nest(tmp_path, nest, count):
     assert fresh(nest, tmp_path) == (0, *first[1:])
 
 
+class EmptyRunner(PlainRunner):
+    """Serves no size."""
+
+    def get_valid_tactics(self, inputs, profile):
+        return []
+
+
+def default_in_v2(root):
+    with timed() as measured, fi_cachestore.autotune(root=root), autotune_v2(persistent_cache=False):
+        choose("op", [PlainRunner(), EmptyRunner()], [matrix(100)], config((64,)))
+    return list(measured)
+
+
+def test_the_default_is_raced_once_inside_flashinfers_second_kind_of_context_too(tmp_path):
+    assert fresh(default_in_v2, tmp_path) == [("PlainRunner", tactic) for tactic in (-1, 0, 1, 2)]
+    store = fi_cachestore.open_store(tmp_path)
+    found = [store.get(digest).entry for digest in store]
+    assert sorted((len(record.measurements), record.default_raced, record.space.count) for record in found) == [(0, False, 0), (4, True, 3)]
+
+
 def nest_outside(root):
     with timed() as measured, flashinfer_autotune(True), fi_cachestore.autotune(root=root):
         tune()
@@ -424,6 +460,24 @@ def test_files_of_flashinfer_are_not_served_while_attached(tmp_path, runner_clas
     assert fresh(file_of_flashinfer, tmp_path, runner_class, mode) == ((0, -1), (0, 2))
 
 
+def store_of_flashinfer(root, runner_class, mode):
+    def look():
+        return choose("op", [runner_class()], [matrix(100)], config())
+
+    with timed(), autotune_v2(cache_root=root / "theirs"):
+        look()
+    AutoTuner.get().clear_cache()
+    with no_measurement(), fi_cachestore.autotune(False, root=root / "ours", mode=mode):
+        ours = look()
+    fi_cachestore.detach()
+    return ours, look()
+
+
+@pytest.mark.parametrize(("runner_class", "mode"), [(PlainRunner, "auto"), (UndescribedRunner, "auto"), (PlainRunner, "ephemeral")])
+def test_a_store_of_flashinfer_is_not_served_while_attached(tmp_path, runner_class, mode):
+    assert fresh(store_of_flashinfer, tmp_path, runner_class, mode) == ((0, -1), (0, 2))
+
+
 def skipping(root, **given):
     with timed() as measured, fi_cachestore.autotune(root=root, **given):
         inside = tune("a"), tune("b")
@@ -440,6 +494,10 @@ def test_skipped_ops_are_neither_tuned_nor_served_inside(tmp_path):
     expected = (12, ((0, -1), (0, 2)), ((0, -1), (0, 2)), [(0, -1)], (0, -1))
     assert fresh(skipping, tmp_path, skip_ops={"a"}) == expected
     assert fresh(skipping, tmp_path, skip_ops="a") == (0, *expected[1:])
+    assert fresh(skipping, tmp_path)[-1] == (0, 2)
+    recorded = (0, (0, -1), *expected[2:-1], (0, 2))  # what a record answers is skipped inside like everything else
+    measured, inside, inner, threads, after = fresh(skipping, tmp_path, skip_ops={"a"})
+    assert (measured, inside[0], inner, threads, after) == recorded
 
 
 def refused_arguments(root):
@@ -463,6 +521,20 @@ def clear(root):
 
 def test_clearing_flashinfers_cache_keeps_the_records(tmp_path):
     assert fresh(clear, tmp_path) == (0, 2)
+
+
+def clear_after_others(root, theirs):
+    fi_cachestore.attach(root=root)
+    missed = tune()
+    shutil.copytree(theirs / "objects", root / "objects")
+    still = tune()
+    AutoTuner.get().clear_cache()
+    return missed, still, tune()
+
+
+def test_clearing_flashinfers_cache_forgets_misses_too(tmp_path):
+    fresh(clear, tmp_path / "theirs")
+    assert fresh(clear_after_others, tmp_path / "ours", tmp_path / "theirs") == ((0, -1), (0, -1), (0, 2))
 
 
 class ValidatingRunner(PlainRunner):

@@ -718,6 +718,7 @@ def test_classes_whose_functions_are_generated_count():
 
 
 UNSET = type("Unset", (), {"__module__": "flashinfer.autotuner"})()
+OWN_UNSET = type("Unset", (), {})()
 
 
 def test_a_sentinel_of_a_released_module_counts_by_its_name(monkeypatch):
@@ -728,6 +729,13 @@ def test_a_sentinel_of_a_released_module_counts_by_its_name(monkeypatch):
     UNSET.state = 3
     assert view(HoldingRunner(field=UNSET)).gaps != ()  # something is in it
     del UNSET.state
+    with_release = type("Unset", (), {"__module__": "torch.nn"})()
+    monkeypatch.setattr(torch.nn, "UNSET", with_release, raising=False)
+    assert params(field=with_release)["field"] == Named("constant", f"torch.nn:UNSET {release_of('torch.nn')}")
+    filled = type("Filled", (Exception,), {"__module__": "torch.nn"})("something that no attribute shows")
+    monkeypatch.setattr(torch.nn, "FILLED", filled, raising=False)
+    assert view(HoldingRunner(field=filled)).gaps != ()
+    assert view(HoldingRunner(field=OWN_UNSET)).gaps != ()  # its module is no release's, and may change
 
 
 def test_methods_count_with_the_object_they_belong_to():
@@ -820,6 +828,11 @@ def test_performance_facets_are_compared_where_strict():
 
     assert digest("1", False) == digest("2", False)
     assert digest("1", True) != digest("2", True)
+
+
+def test_where_a_tensor_lies_counts():
+    here, nowhere = (params(field=torch.zeros(3, 4, device=device)) for device in ("cpu", "meta"))
+    assert here != nowhere
 
 
 def test_arguments_count_like_inputs():
@@ -992,6 +1005,9 @@ def test_a_stride_that_depends_on_a_dynamic_dim_is_not_a_number():
 def test_dims_whose_bucket_is_one_are_left_out():
     for tensor in (torch.zeros(100, 8), torch.zeros(8, 100).T, torch.zeros(1, 8), torch.zeros(8, 1).T):
         assert layout(tensor, (1, 8), symbols=(0,)) == [Named("layout", {"order": (1,), "strides": None})]
+    for rows in (3, 5):  # their size still shows in the strides of others
+        padded = torch.zeros(8, rows + 13).T[:rows]
+        assert layout(padded, (1, 8), symbols=(0,)) == [Named("layout", {"order": (1,), "strides": ("padded",)})]
 
 
 def test_where_a_dim_is_one_now_and_not_in_its_bucket_row_major_comes_first():

@@ -13,6 +13,7 @@ import flashinfer.autotuner
 import numpy as np
 import pytest
 import torch
+from flashinfer.autotune_cache import MeasurementPolicy
 from flashinfer.autotuner import AutoTuner, ConstraintSpec, TuningConfig
 
 import fi_cachestore
@@ -761,6 +762,18 @@ def test_a_ranking_is_answered_from_its_record(tmp_path):
     assert fresh(rank, tmp_path, 2)[:2] == ([2, 1], [0, 1, 2])
     assert fresh(rank, tmp_path, 3)[:2] == ([2, 1, 0], [])
     assert fresh(rank, tmp_path, 1)[:2] == ([2], [-1, 0, 1, 2] * 2)  # a choice, which tunes every bucket; 64 is there
+
+
+def rank_under_policy(root):
+    with timed(), fi_cachestore.autotune(root=root, policy=MeasurementPolicy("cuda_graph")):
+        AutoTuner.get().rank_tactics("ranked", [PlainRunner()], config((64,)), [matrix(70)], k=2)
+        choose("chosen", [PlainRunner()], [matrix(70)], config((64,)))
+
+
+@has_ranking
+def test_a_ranking_is_recorded_as_flashinfer_times_it(tmp_path):
+    fresh(rank_under_policy, tmp_path)
+    assert {record.key.op: record.key.policy["execution"] for record in records(tmp_path)} == {"ranked": "eager", "chosen": "cuda graph"}
 
 
 def rank_raising(root):
