@@ -172,6 +172,21 @@ class NoSuchRecordError(CacheStoreError):
         return f"{self.prefix}: no record ({self.reason}); `fi-cachestore ls` lists what is there"
 
 
+class NoSuchSourceError(CacheStoreError):
+    """Nothing to audit: no package of that name, or no source at that path."""
+
+    exit_code = 11
+
+    def __init__(self, name: str, reason: str) -> None:
+        """Name what was asked for and what was found instead."""
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        """Return what to give instead."""
+        return f"{self.name}: no source to audit: {self.reason}; name an installed package, a module's file or a directory"
+
+
 class UnsupportedFlashInferError(CacheStoreError):
     """The installed FlashInfer lacks something the adapter leans on."""
 

@@ -1,0 +1,1 @@
+"""Runner classes as their source defines them. Nothing that is read here is imported or run."""
