@@ -17,7 +17,7 @@ from fi_cachestore.adapter.contracts import Contract
 from fi_cachestore.adapter.layout import DERIVED, dynamic_dim, readings, tensor_value
 from fi_cachestore.adapter.roles import Role
 from fi_cachestore.adapter.sources import implementation_digest, type_name
-from fi_cachestore.adapter.standins import Extras, alignment, extras_on
+from fi_cachestore.adapter.standins import Extras, alignment, extras_on, without
 from fi_cachestore.adapter.values import Alternatives, expand, one_of, raw_tensor
 from fi_cachestore.adapter.walker import Walker
 from fi_cachestore.environment.facets import Device
@@ -180,7 +180,8 @@ class RunnerView:
         self.params = walker.runner(runner, "")
         self.arguments = self._arguments(walker)
         self.held_mappers = tuple(walker.held_mappers)
-        self.left_out = tuple(walker.left_out)
+        extras = [(f"extras.{'.'.join(map(str, position))}", role) for position, role in self.contract.extras.items()]
+        self.left_out = (*walker.left_out, *extras)
         self._walker = walker
         self.environment, environment_gaps = self._environment()
         self._pointers = {
@@ -208,13 +209,14 @@ class RunnerView:
     # -- extras -----------------------------------------------------------------------------------------------------------------
 
     def _extras(self, shapes: Shapes) -> Extras:
-        return extras_on(self.runner, self.call.inputs, shapes, self._pointers)
+        return without(extras_on(self.runner, self.call.inputs, shapes, self._pointers), self.contract.extras)
 
     def _extras_gaps(self) -> tuple[Gap, ...]:
         """Compare the extras of this very call with those on stand-ins of its shapes: only what a stand-in has may count."""
         why = self._actual_extras.why
         if why is None:
-            real = self._walker.value(self.runner.get_cache_key_extras(self.call.inputs), "extras")
+            own = without(Extras(self.runner.get_cache_key_extras(self.call.inputs)), self.contract.extras)
+            real = self._walker.value(own.value, "extras")
             pretended = self._walker.value(self._actual_extras.value, "extras")
             if _bytes(real) != _bytes(pretended):
                 why = "its key extras depend on the content or address of an input"

@@ -6,7 +6,7 @@ addresses is found out, because a stand-in has neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -123,6 +123,24 @@ class Extras:
 def has_extras(runner: TunableRunner) -> bool:
     """Whether the runner defines extras of its own."""
     return type(runner).get_cache_key_extras is not TunableRunner.get_cache_key_extras
+
+
+def without(extras: Extras, positions: Iterable[tuple[int, ...]]) -> Extras:
+    """Return the extras with ``None`` at ``positions``; one that they do not have is passed over."""
+    value = extras.value
+    for position in positions:
+        value = _without(value, position)
+    return Extras(value, extras.why)
+
+
+def _without(value: Any, position: tuple[int, ...]) -> Any:
+    if not position:
+        return None
+    if not isinstance(value, tuple) or position[0] >= len(value):
+        return value
+    items = list(value)
+    items[position[0]] = _without(items[position[0]], position[1:])
+    return tuple(items)
 
 
 def extras_on(runner: TunableRunner, inputs: Sequence[Any], shapes: Sequence[Sequence[int]], pointers: Mapping[int, int]) -> Extras:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 
 from fi_cachestore.adapter.layout import RawTensor
-from fi_cachestore.adapter.sources import release_of
+from fi_cachestore.adapter.sources import class_functions, release_of
 from fi_cachestore.keys.canonical import Named, Value
 
 MAX_READINGS: Final = 32
@@ -90,6 +90,18 @@ def closure_cells(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             yield name, cell.cell_contents
         except ValueError:
             continue
+
+
+def method_cells(cls: type, base: type) -> list[tuple[str, Any]]:
+    """Return the closure cells of all methods below ``base``. Two different contents under one name are told apart by the method's name."""
+    found: dict[str, Any] = {}
+    for owner, method, function in class_functions(cls, base):
+        for name, item in closure_cells(function):
+            if name in found and found[name] is not item:
+                found[f"{owner.__qualname__}.{method}.{name}"] = item
+            else:
+                found[name] = item
+    return sorted(found.items())
 
 
 def is_plain(obj: Any) -> bool:

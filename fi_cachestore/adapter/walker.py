@@ -28,7 +28,6 @@ from fi_cachestore.adapter.rounding import (
     without_bucket_lists,
 )
 from fi_cachestore.adapter.sources import (
-    class_functions,
     implementation_digest,
     owners,
     release_of,
@@ -42,6 +41,7 @@ from fi_cachestore.adapter.values import (
     constant_name,
     foreign_enum,
     is_plain,
+    method_cells,
     one_of,
     raw_tensor,
     resource_kind,
@@ -148,9 +148,14 @@ class Walker:
         return plain if type(obj) in (tuple, list) else Named("sequence", (type_name(type(obj)), plain))
 
     def _mapping(self, obj: Mapping[Any, Any], path: str) -> Any:
-        rows: list[tuple[Any, Any]] = [
-            (self.value(key, f"{path}.key"), self.value(item, f"{path}[{key!r:.40}]")) for key, item in obj.items()
-        ]
+        rows: list[tuple[Any, Any]] = []
+        for key, item in obj.items():
+            where = f"{path}[{key!r:.40}]"
+            role = self._contract_role(where)
+            if role is None or role is Role.SEMANTIC:
+                rows.append((self.value(key, f"{path}.key"), self.value(item, where)))
+            else:
+                self.left_out.append((where, role))
         has_plain_keys = all(type(key) in (str, int, bool, float, bytes, type(None)) for key, _ in rows)
         plain: Value = dict(rows) if has_plain_keys else Named("pairs", tuple(sorted(rows, key=_key_bytes)))
         return plain if type(obj) is dict else Named("mapping", (type_name(type(obj)), plain))
@@ -277,7 +282,7 @@ class Walker:
             found = self.parameters(attributes(runner), path)
             data = self.class_data(cls, path, TunableRunner)
             found |= {f"class.{name}": item for name, item in data.items() if roles.get(f"class.{name}") in (None, Role.SEMANTIC)}
-            return found | self.parameters({f"closure.{name}": item for name, item in _method_cells(cls)}, path)
+            return found | self.parameters({f"closure.{name}": item for name, item in method_cells(cls, TunableRunner)}, path)
         finally:
             self._scopes.pop()
 
@@ -307,10 +312,18 @@ class Walker:
     def _role(self, where: str, name: str, item: object) -> Role | None:
         if isinstance(item, TuningConfig):
             return Role.RESOURCE
+        return (
+            self._contract_role(where)
+            or role_by_name(name.rpartition(".")[2], item)
+            or (Role.ROUNDING if is_mapper(item, self._mappers) else None)
+        )
+
+    def _contract_role(self, where: str) -> Role | None:
+        """Return what the contract of the runner that is being walked says of a path."""
         for prefix, roles in self._scopes[-1:]:
-            if where.startswith(prefix) and (role := roles.get(where.removeprefix(prefix))) is not None:
-                return role
-        return role_by_name(name.rpartition(".")[2], item) or (Role.ROUNDING if is_mapper(item, self._mappers) else None)
+            if where.startswith(prefix):
+                return roles.get(where.removeprefix(prefix))
+        return None
 
     def rounding(self, mapper: Callable[[int], int], path: str) -> Value:
         """Return how a bucket mapper rounds."""
@@ -320,18 +333,6 @@ class Walker:
         if isinstance(mapper, types.FunctionType):
             return Named("rounding", self.function(mapper, path, is_mapper=True))
         return Named("rounding", self.value(mapper, path))
-
-
-def _method_cells(cls: type) -> list[tuple[str, Any]]:
-    """Return the closure cells of all methods. Two different contents under one name are told apart by the method's name."""
-    found: dict[str, Any] = {}
-    for owner, method, function in class_functions(cls, TunableRunner):
-        for name, item in closure_cells(function):
-            if name in found and found[name] is not item:
-                found[f"{owner.__qualname__}.{method}.{name}"] = item
-            else:
-                found[name] = item
-    return sorted(found.items())
 
 
 def _key_bytes(row: Any) -> bytes:

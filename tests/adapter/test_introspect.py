@@ -10,6 +10,7 @@ import types
 import weakref
 from collections import OrderedDict
 from importlib import metadata
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import flashinfer.autotuner
@@ -1111,6 +1112,40 @@ def test_roles_of_arguments():
     assert first == second == {}
 
 
+def test_a_contract_speaks_of_the_items_of_a_mapping():
+    def made(offset, bits=4):
+        arguments = contract(roles={"thing": Role.RESOURCE}, arguments={"state['offset']": Role.PLACEMENT})
+        return view(ContractedRunner(), contracts=arguments, state=types.MappingProxyType({"offset": offset, "bits": bits}))
+
+    assert made(0).arguments == made(8).arguments != made(0, bits=8).arguments
+    assert ("arguments.state['offset']", Role.PLACEMENT) in made(0).left_out
+
+
+class PlacedRunner(PlainRunner):
+    def __init__(self, offset, where):
+        self.offset = offset
+        self.where = where
+
+    def get_cache_key_extras(self, inputs):
+        return ("op", self.offset, ("catalogue", self.where))
+
+
+def test_a_contract_leaves_positions_out_of_the_extras():
+    fingerprint = implementation_digest(PlacedRunner, TunableRunner)[:16]
+    roles = {"offset": Role.PLACEMENT, "where": Role.PLACEMENT}
+    extras = {(1,): Role.PLACEMENT, (2, 1): Role.PLACEMENT, (2, 9): Role.PLACEMENT, (0, 1): Role.PLACEMENT}
+
+    def made(offset, where, extras):
+        terms = Contract(type_name(PlacedRunner), fingerprint, roles, extras=extras)
+        return key(PlacedRunner(offset, where), contracts={terms.type: terms})
+
+    assert made(0, Path("/a"), extras) == made(8, Path("/b"), extras)
+    assert made(0, Path("/a"), extras).extras == ("op", None, ("catalogue", None))
+    assert made(0, "a", {(1,): Role.PLACEMENT}) != made(0, "b", {(1,): Role.PLACEMENT})
+    terms = Contract(type_name(PlacedRunner), fingerprint, roles, extras={(1,): Role.PLACEMENT})
+    assert ("extras.1", Role.PLACEMENT) in view(PlacedRunner(0, "a"), contracts={terms.type: terms}).left_out
+
+
 ROW = """
 [[runner]]
 type = "module:Runner"
@@ -1126,20 +1161,23 @@ def test_a_row_is_read_as_it_stands():
     space = "indexed"
     pointer_alignment = { 2 = 256 }
     note = "why"
-    roles = { thing = { role = "resource", why = "compiled" } }
-    arguments = { size = { role = "dynamic", why = "data" } }
+    parameters = { thing = { role = "resource", why = "compiled" }, width = "a size" }
+    arguments = { size = { role = "dynamic", why = "data", varies = true } }
+    extras = { "3.1" = { role = "placement", why = "a place" } }
     """
     assert load_contracts(ROW, "here") == {"module:Runner": Contract("module:Runner", "0123")}
     assert load_contracts(ROW + text, "here")["module:Runner"] == Contract(
         "module:Runner",
         "0123",
-        {"thing": Role.RESOURCE},
+        {"thing": Role.RESOURCE, "width": Role.SEMANTIC},
         {"size": Role.DYNAMIC},
         ("cublas",),
         collective=True,
         checks_size=True,
         space="indexed",
         pointer_alignment={2: 256},
+        extras={(3, 1): Role.PLACEMENT},
+        varies=frozenset({"arguments.size"}),
     )
 
 
@@ -1149,11 +1187,16 @@ def test_a_row_is_read_as_it_stands():
         ROW + "checks_sizes = true",
         ROW + ROW,
         ROW + 'space = "guessed"',
-        ROW + 'roles = { thing = { role = "resource" } }',
-        ROW + 'roles = { thing = { role = "unimportant", why = "no" } }',
-        ROW + 'arguments = { thing = "resource" }',
+        ROW + 'parameters = { thing = { role = "resource" } }',
+        ROW + 'parameters = { thing = { role = "resource", why = " " } }',
+        ROW + 'parameters = { thing = { role = "unimportant", why = "no" } }',
+        ROW + 'arguments = { thing = " " }',
+        ROW + 'arguments = { thing = { role = "resource", why = "a buffer", varies = true } }',
+        ROW + 'arguments = { thing = { role = "resource", why = "a buffer", kind = "x" } }',
+        ROW + 'extras = { first = { role = "placement", why = "a place" } }',
+        ROW + 'shares = ["nothing"]',
     ],
-    ids=["field", "twice", "space", "no reason", "role", "text"],
+    ids=["field", "twice", "space", "no why", "no reason", "role", "empty", "varies", "word", "position", "group"],
 )
 def test_a_row_that_cannot_be_understood_is_an_error(text):
     with pytest.raises(ConfigError, match="module:Runner"):
