@@ -30,6 +30,7 @@ from fi_cachestore.report import Recorder, Report
 from fi_cachestore.store.port import Hit, Miss, Store
 from fi_cachestore.store.rulebook import RuleBook
 from fi_cachestore.store.rules_log import RulesLog
+from fi_cachestore.validation.ledger import Ledger
 from fi_cachestore.work import Answered, Elsewhere, Limits, Mine, Spent, Wait
 
 logger = logging.getLogger("fi_cachestore")
@@ -40,7 +41,10 @@ _LONGEST_PAUSE_S: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """What a session works with. The stores are ``None`` for a session that keeps everything in memory, ``group`` for one without ranks."""
+    """What a session works with. The stores are ``None`` for a session that keeps everything in memory, ``group`` for one without ranks.
+
+    Without a ``ledger`` every record is believed.
+    """
 
     records: Store[Record] | None
     rules: RulesLog | None
@@ -48,6 +52,7 @@ class Ports:
     clock: Clock
     settled: Store[Settlement] | None = None
     group: Group | None = None
+    ledger: Ledger | None = None
 
 
 class Session:

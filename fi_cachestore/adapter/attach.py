@@ -16,7 +16,7 @@ from flashinfer.version import __version__ as flashinfer_version
 from fi_cachestore import config
 from fi_cachestore.adapter.contracts import flashinfer_contracts
 from fi_cachestore.adapter.introspect import Introspector
-from fi_cachestore.adapter.joining import Meeting, boot_id, environment_of, meet, timings_averaged_over
+from fi_cachestore.adapter.joining import Meeting, environment_of, meet, timings_averaged_over
 from fi_cachestore.adapter.policy import rule_fields
 from fi_cachestore.adapter.state import AdapterState, Attached, Overrides, default_device
 from fi_cachestore.adapter.symbols import check
@@ -29,12 +29,14 @@ from fi_cachestore.coordination.port import Coordinator, SystemClock
 from fi_cachestore.coordination.ranks import Layered
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.environment.manifest import manifest
+from fi_cachestore.environment.process import boot_id
 from fi_cachestore.errors import BoardLostError, CacheStoreError, ConfigError, UnsupportedFlashInferError
 from fi_cachestore.records.rules import Rule
 from fi_cachestore.report import Report
 from fi_cachestore.session import Ports, Session
 from fi_cachestore.store.open import open_session_root, read_only_paths
 from fi_cachestore.store.roots import OpenRoot, root_name, write_manifest
+from fi_cachestore.validation.ledger import Ledger
 from fi_cachestore.work import Limits
 
 logger: Final = logging.getLogger("fi_cachestore")
@@ -315,7 +317,7 @@ def _attached(
     coordinator: Coordinator = FileCoordinator(opened.claims) if share_tuning else LocalCoordinator()
     if group is not None and share_tuning:
         coordinator = Layered(group.ranks, coordinator)
-    ports = Ports(opened.records, opened.rules, coordinator, state.clock, opened.settled, group)
+    ports = Ports(opened.records, opened.rules, coordinator, state.clock, opened.settled, group, Ledger(opened.verdicts))
     session = Session(settings.mode.value, ports, limits, share_tuning=share_tuning, earlier=earlier)
     return Attached(session, overrides, identity, opened.path)
 

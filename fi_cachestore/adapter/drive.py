@@ -26,6 +26,7 @@ from fi_cachestore.adapter.listed import refuse_unlisted
 from fi_cachestore.adapter.serve import Description
 from fi_cachestore.adapter.state import Attached
 from fi_cachestore.adapter.tactics import is_default
+from fi_cachestore.adapter.trust import evidence_of
 from fi_cachestore.config import Mode
 from fi_cachestore.environment.facets import Device
 from fi_cachestore.errors import Gap
@@ -134,7 +135,7 @@ def _see_to(tuner: CacheStoreTuner, session: Session, view: RunnerView, steps: l
     if all(step.is_done for step in steps):
         return
     synchronize(view.call.inputs)
-    frame = Frame(session, view.runner, view.call.device or Device("cpu"), steps)
+    frame = Frame(session, view, view.call.device or Device("cpu"), steps)
     try:
         while True:
             before = _open(steps)
@@ -207,7 +208,8 @@ def harvest(tuner: CacheStoreTuner, frame: Frame) -> None:
         session.give_up(trial.mine, step.key, out_of_memory=True)
         return
     provenance = _provenance(tuner, frame, trial)
-    record = Record(step.key, trial.measurements(), trial.space(), provenance, default_raced=trial.is_default_raced)
+    evidence = evidence_of(frame.view)
+    record = Record(step.key, trial.measurements(), trial.space(), provenance, evidence, default_raced=trial.is_default_raced)
     mine = trial.mine if trial.is_storable() else replace(trial.mine, share=False)
     tuner.state.objects.remember(record.digest, trial.objects())
     step.record = session.finish(mine, record)
@@ -295,7 +297,7 @@ def rank(
     if not step.keys:
         with tuner.memory_only():
             return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
-    frame = Frame(attached.session, runner, view.call.device or Device("cpu"), [step], races_default=False)
+    frame = Frame(attached.session, view, view.call.device or Device("cpu"), [step], races_default=False)
     measured = _ranked_here(tuner, view, frame, config)
     if step.record is None:
         return measured[:count] if measured else [DEFAULT_TACTIC]

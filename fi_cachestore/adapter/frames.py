@@ -14,6 +14,7 @@ from typing import Any
 
 from flashinfer.autotuner import TunableRunner
 
+from fi_cachestore.adapter.introspect import RunnerView
 from fi_cachestore.adapter.tactics import is_default, is_storable, tactic_value
 from fi_cachestore.environment.facets import Device
 from fi_cachestore.keys.canonical import Value, encode
@@ -88,7 +89,7 @@ class Frame:
     """
 
     session: Session
-    runner: TunableRunner
+    view: RunnerView
     device: Device
     steps: list[Step]
     races_default: bool = True
@@ -97,6 +98,11 @@ class Frame:
     position: int = 0
     trial: Trial | None = None
     elsewhere: list[TuneKey] = field(default_factory=list)
+
+    @property
+    def runner(self) -> TunableRunner:
+        """The one runner of the drive."""
+        return self.view.runner
 
 
 class MemoryOnly:

@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import flashinfer.autotuner
@@ -27,7 +26,6 @@ logger: Final = logging.getLogger("fi_cachestore")
 _BEATS_PER_DEATH: Final = 20
 _MAX_BEAT_S: Final = 0.5
 _FACET_CHARS: Final = 200
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(slots=True)
@@ -104,14 +102,6 @@ def environment_of(environment: Any) -> dict[str, str]:
     """Return the facets that decide whether records are shared, as text."""
     facets = json.loads(manifest(environment)[1])["facets"]
     return {name: str(row["value"])[:_FACET_CHARS] for name, row in facets.items() if row["role"] != "performance"}
-
-
-def boot_id() -> str:
-    """Return a name for the running kernel, so that equal directories of two hosts are told apart."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return socket.gethostname()
 
 
 @contextlib.contextmanager

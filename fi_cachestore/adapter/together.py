@@ -100,6 +100,6 @@ def _measure(
         if all(step.is_done for step in of_runner):
             continue
         view = described.view(0, index)
-        frame = Frame(session, view.runner, view.call.device or Device("cpu"), of_runner, is_together=True, leads=leads)
+        frame = Frame(session, view, view.call.device or Device("cpu"), of_runner, is_together=True, leads=leads)
         with tuner.averaging_over(attached.process_group):
             run_loop(view, frame)

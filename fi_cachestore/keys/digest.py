@@ -15,6 +15,9 @@ _PART_PERSON = b"fi_cachestore/p1"
 _RULES_PERSON = b"fi_cachestore/s1"
 _TACTICS_PERSON = b"fi_cachestore/t1"
 _SOURCE_PERSON = b"fi_cachestore/c1"
+_SCHEMA_PERSON = b"fi_cachestore/h1"
+_LEFT_OUT_PERSON = b"fi_cachestore/l1"
+_CONTENT_PERSON = b"fi_cachestore/o1"
 
 
 def key_digest(canonical: bytes) -> Digest:
@@ -40,6 +43,21 @@ def tactics_digest(canonical: bytes) -> Digest:
 def source_digest(text: str) -> Digest:
     """Return the digest of source text."""
     return _digest(text.encode("utf-8", "backslashreplace"), _SOURCE_PERSON)
+
+
+def schema_digest(canonical: bytes) -> Digest:
+    """Return the digest of a key schema."""
+    return _digest(canonical, _SCHEMA_PERSON)
+
+
+def left_out_digest_of(canonical: bytes) -> Digest:
+    """Return the digest of one value that is left out of a key, or of all of them."""
+    return _digest(canonical, _LEFT_OUT_PERSON)
+
+
+def content_digest(canonical: bytes) -> Digest:
+    """Return the digest of a whole record, so that one of several for a key can be named."""
+    return _digest(canonical, _CONTENT_PERSON)
 
 
 def is_digest(text: str) -> bool:

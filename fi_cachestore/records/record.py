@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from fi_cachestore.errors import DamagedError, NotCanonicalError
 from fi_cachestore.keys.canonical import Named, Value, encode
-from fi_cachestore.keys.digest import Digest, tactics_digest
+from fi_cachestore.keys.digest import Digest, content_digest, is_digest, tactics_digest
 from fi_cachestore.keys.model import TuneKey
+from fi_cachestore.keys.schema import LeftOut, is_left_out
 from fi_cachestore.records.envelope import MissReason
 
 DEFAULT_TACTIC: Final = -1
@@ -57,7 +58,19 @@ class Provenance:
     performance: dict[str, Value] = field(default_factory=dict)
 
 
-_FIELDS: Final = frozenset({"key", "measurements", "space", "default_raced", "provenance"})
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a reader needs to judge the writer's word: the key's schema, and what the writer's process had for everything left out.
+
+    ``process`` is the writer's identity, empty (which is nobody's) where it cannot be told; ``left_out`` has digests by parameter.
+    """
+
+    schema: Digest
+    process: str
+    left_out: LeftOut = field(default_factory=dict)
+
+
+_FIELDS: Final = frozenset({"key", "measurements", "space", "default_raced", "provenance", "evidence"})
 _PROVENANCE_FIELDS: Final = frozenset(Provenance.__slots__)
 
 
@@ -72,12 +85,18 @@ class Record:
     measurements: tuple[Measurement, ...]
     space: TacticSpace
     provenance: Provenance
+    evidence: Evidence
     default_raced: bool = False
 
     @property
     def digest(self) -> Digest:
         """The name of the record: its key's digest."""
         return self.key.digest
+
+    @property
+    def content(self) -> Digest:
+        """A name for this very record, unlike those of other measurements of its key. Costs an encoding."""
+        return content_digest(encode(self.to_value()))
 
     @property
     def usable(self) -> tuple[Measurement, ...]:
@@ -108,6 +127,7 @@ class Record:
                     "inputs": p.inputs,
                     "performance": p.performance,
                 },
+                "evidence": (self.evidence.schema, self.evidence.process, dict(self.evidence.left_out)),
             },
         )
 
@@ -127,6 +147,7 @@ class Record:
                 measurements=tuple(Measurement(tactic, time_ns, failure) for tactic, time_ns, failure in content["measurements"]),
                 space=TacticSpace(count, digest),
                 provenance=provenance,
+                evidence=Evidence(*content["evidence"]),
                 default_raced=content["default_raced"],
             )
         except (KeyError, TypeError, ValueError, NotCanonicalError) as error:
@@ -142,17 +163,25 @@ def _content(value: Value) -> dict[str, Any]:
     if set(content) != _FIELDS or type(content["provenance"]) is not dict:
         raise DamagedError(MissReason.CORRUPT, "a record with other fields")
     rows_fit = type(content["measurements"]) is list and all(type(row) is tuple for row in content["measurements"])
-    if type(content["key"]) is not bytes or not rows_fit or set(content["provenance"]) != _PROVENANCE_FIELDS:
+    if (
+        type(content["evidence"]) is not tuple
+        or type(content["key"]) is not bytes
+        or not rows_fit
+        or set(content["provenance"]) != _PROVENANCE_FIELDS
+    ):
         raise DamagedError(MissReason.CORRUPT, "a record with fields of other types")
     return content
 
 
 def _check(record: Record) -> None:
-    p, space = record.provenance, record.space
+    p, space, evidence = record.provenance, record.space, record.evidence
     right = (
         all(_is_count(n) for n in (p.measured_unix_ns, p.tuning_ns, p.pid, space.count))
         and all(type(text) is str for text in (p.host, p.library, p.inputs, space.digest))
         and type(p.performance) is dict
+        and all(type(text) is str for text in (evidence.schema, evidence.process))
+        and is_digest(evidence.schema)
+        and is_left_out(evidence.left_out)
         and type(record.default_raced) is bool
         and all((m.time_ns is None or _is_count(m.time_ns)) and (m.failure is None or type(m.failure) is str) for m in record.measurements)
     )

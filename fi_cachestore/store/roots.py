@@ -20,12 +20,15 @@ from fi_cachestore.store.loose import LooseReader, LooseStore
 from fi_cachestore.store.port import Store
 from fi_cachestore.store.publish import create_once
 from fi_cachestore.store.rules_log import RulesLog
+from fi_cachestore.store.verdicts import VERDICTS_FOLDER, VerdictFolder, Verdicts
 
 LAYOUT_VERSION: Final = 1
 RECORDS_FOLDER: Final = "objects"
 SETTLED_FOLDER: Final = "settled"
 CLAIMS_FOLDER: Final = "claims"
 MANIFESTS_FOLDER: Final = "manifests"
+MARKS_FOLDER: Final = "marks"
+_BELIEVED_FOLDERS: Final = (RECORDS_FOLDER, SETTLED_FOLDER, "sessions", VERDICTS_FOLDER, MARKS_FOLDER)
 _CACHEDIR_TAG: Final = b"""Signature: 8a477f597d28d172789f06886806bc55
 # This directory holds measured kernel choices of FlashInfer, kept by fi_cachestore. It can be deleted; it is then measured anew.
 # For information about cache directory tags, see https://bford.info/cachedir/
@@ -37,12 +40,13 @@ _SMALL_FILE_BYTES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class OpenRoot:
-    """An opened root: its records (read-only layers included), its rules, what ranks settled, and where claims are made."""
+    """An opened root: its records (read-only layers included), its rules, what ranks settled, verdicts, and where claims are made."""
 
     path: Path
     records: Store[Record]
     rules: RulesLog
     settled: Store[Settlement]
+    verdicts: Verdicts
 
     @property
     def claims(self) -> Path:
@@ -58,7 +62,7 @@ def check_root(root: Path, *, trusted: Collection[Path] = (), reader: Reader | N
     Raises:
         RootRefusedError: not a directory, owned by somebody else, writable by everyone (also its first level), or a later layout.
     """
-    for directory in (root, root / RECORDS_FOLDER, root / SETTLED_FOLDER, root / "sessions"):
+    for directory in (root, *(root / name for name in _BELIEVED_FOLDERS)):
         try:
             status = directory.stat()
         except FileNotFoundError:
@@ -145,7 +149,10 @@ def open_root(
     layers = [*open_layers(before), own, *open_layers(after)]
     records = Layered(layers, own) if len(layers) > 1 else own
     settled: Store[Settlement] = LooseStore(root, SETTLED_FOLDER, Settlement, durable=durable, reader=reader, writer=writer)
-    return OpenRoot(root, records, RulesLog(root, durable=durable, reader=reader, writer=writer), settled)
+    verdicts = Verdicts(
+        VerdictFolder(root, durable=durable, reader=reader, writer=writer), [VerdictFolder(layer) for layer in (*before, *after)]
+    )
+    return OpenRoot(root, records, RulesLog(root, durable=durable, reader=reader, writer=writer), settled, verdicts)
 
 
 def open_read_only(root: Path, *, before: Sequence[Path] = (), after: Sequence[Path] = (), reader: Reader | None = None) -> OpenRoot:
@@ -153,4 +160,6 @@ def open_read_only(root: Path, *, before: Sequence[Path] = (), after: Sequence[P
     own: Store[Record] = ReadOnly(LooseReader(root, RECORDS_FOLDER, Record, reader=reader))
     layers = [*open_layers(before), own, *open_layers(after)]
     settled: Store[Settlement] = ReadOnly(LooseReader(root, SETTLED_FOLDER, Settlement, reader=reader))
-    return OpenRoot(root, Layered(layers, own) if len(layers) > 1 else own, RulesLog(root, reader=reader), settled)
+    records = Layered(layers, own) if len(layers) > 1 else own
+    verdicts = Verdicts(VerdictFolder(root, reader=reader), [VerdictFolder(layer) for layer in (*before, *after)])
+    return OpenRoot(root, records, RulesLog(root, reader=reader), settled, verdicts)

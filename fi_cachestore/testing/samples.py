@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fi_cachestore.keys.canonical import Named, Value
+from fi_cachestore.keys.digest import part_digest
 from fi_cachestore.keys.model import RunnerIdentity, TuneKey
-from fi_cachestore.records.record import Measurement, Provenance, Record, TacticSpace
+from fi_cachestore.keys.schema import KeySchema, left_out_value
+from fi_cachestore.records.record import Evidence, Measurement, Provenance, Record, TacticSpace
 
 
 def sample_key(number: int = 0, **changes: Any) -> TuneKey:
@@ -39,4 +41,12 @@ def sample_record(number: int = 0, *, times_ns: dict[Any, int | None] | None = N
     measurements = tuple(Measurement(tactic, time_ns, None if time_ns is not None else "RuntimeError") for tactic, time_ns in times.items())
     provenance = Provenance(1_790_000_000_000_000_000, 5_000_000, "sample-host", 4242, "fi_cachestore 0.1.0", performance={"driver": "580"})
     space = TacticSpace.of([tactic for tactic in times if tactic != -1])
-    return Record(key or sample_key(number), measurements, space, provenance, default_raced=-1 in times)
+    evidence = Evidence(sample_schema().digest, "sample-boot 4026531836 4242 1000", {"tp_rank": left_out_value("placement", 0)})
+    return Record(key or sample_key(number), measurements, space, provenance, evidence, default_raced=-1 in times)
+
+
+def sample_schema(number: int = 0) -> KeySchema:
+    """Return a complete key schema; another ``number`` gives another one."""
+    parameters = (("number", "int", "semantic"), ("tp_rank", "int", "placement"), ("use_8x4_sf_layout", "bool", "semantic"))
+    environment: dict[str, Value] = {"device": "cuda", "gpu_name": "Sample GPU", "flashinfer_version": "0.7.2"}
+    return KeySchema("sample_gemm", f"sample.module:SampleRunner{number or ''}", parameters, part_digest(b"sample"), environment)

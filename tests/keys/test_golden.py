@@ -6,7 +6,17 @@ import pytest
 
 from fi_cachestore.coordination.agreement import call_id, pair_of
 from fi_cachestore.keys.canonical import Named, decode, encode
-from fi_cachestore.keys.digest import Digest, key_digest, part_digest, rules_digest, source_digest, tactics_digest
+from fi_cachestore.keys.digest import (
+    Digest,
+    content_digest,
+    key_digest,
+    left_out_digest_of,
+    part_digest,
+    rules_digest,
+    schema_digest,
+    source_digest,
+    tactics_digest,
+)
 from fi_cachestore.records.envelope import seal, unseal
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import Rule, SessionRules
@@ -57,8 +67,11 @@ def test_canonical_bytes(hexadecimal):
     assert encode(decode(bytes.fromhex(hexadecimal))).hex() == hexadecimal
 
 
+BY_BYTES = (key_digest, part_digest, rules_digest, tactics_digest, schema_digest, left_out_digest_of, content_digest)
+
+
 def test_digests_of_each_purpose():
-    found = {f.__name__: f(b"abc") for f in (key_digest, part_digest, rules_digest, tactics_digest)} | {
+    found = {f.__name__: f(b"abc") for f in BY_BYTES} | {
         "source_digest": source_digest("abc"),
         "call_id": call_id([Digest("ab" * 32), Digest("cd" * 32)]).hex(),
         "pair_of": pair_of(Digest("ab" * 32), b"abc").hex(),

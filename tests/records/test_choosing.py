@@ -1,5 +1,6 @@
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -106,7 +107,7 @@ def test_a_ranking_is_by_time_and_leaves_out_the_raced_default():
 
 def test_a_default_of_the_runners_own_is_ranked():
     record = sample_record(times_ns={-1: 1, 2: 30})
-    own = type(record)(record.key, record.measurements, record.space, record.provenance, default_raced=False)
+    own = replace(record, default_raced=False)
     assert ranked(own) == [-1, 2]
 
 

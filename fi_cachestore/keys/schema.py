@@ -1,0 +1,91 @@
+"""The schema of a key: which parameters its runner has and what each is for, without their values; and the values that are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, TypeAlias
+
+from fi_cachestore.errors import NotCanonicalError
+from fi_cachestore.keys.canonical import Named, Value, encode
+from fi_cachestore.keys.digest import Digest, is_digest, left_out_digest_of, schema_digest
+
+_KIND: Final = "fi_cachestore.schema/1"
+_FIELDS: Final = frozenset({"op", "runner", "parameters", "contract", "environment"})
+_PARAMETER_PARTS: Final = 3
+
+LeftOut: TypeAlias = Mapping[str, Digest]
+"""Digest of the value of every parameter that is not in the key, by its path."""
+
+
+@dataclass(frozen=True)
+class KeySchema:
+    """What all keys of one op, runner and contract in one environment have in common; trust is kept per schema.
+
+    ``runner`` is the type's identity, ``parameters`` has (path, type, role) of every parameter and keyword argument, those that are left
+    out of the key included, ``contract`` the digest of what a contract says about the class.
+    """
+
+    op: str
+    runner: str
+    parameters: tuple[tuple[str, str, str], ...]
+    contract: Digest
+    environment: dict[str, Value]
+
+    @cached_property
+    def digest(self) -> Digest:
+        """The name of the schema; the order of ``parameters`` is irrelevant, and there is no limit to their number."""
+        head: list[Value] = [_KIND, self.op, self.runner, self.contract, self.environment, len(self.parameters)]
+        rows: list[Value] = [*head, *sorted(self.parameters)]
+        return schema_digest(b"".join(map(encode, rows)))
+
+    def to_value(self) -> Value:
+        """Return the schema as a value to be stored."""
+        return Named(_KIND, {name: getattr(self, name) for name in sorted(_FIELDS - {"parameters"})} | {"parameters": [*self.parameters]})
+
+    @classmethod
+    def from_value(cls, value: Value) -> KeySchema:
+        """Return the schema in a stored value.
+
+        Raises:
+            NotCanonicalError: the value is not a schema of this format.
+        """
+        fields: dict[str, Any] = value.content if isinstance(value, Named) and value.kind == _KIND else None  # type: ignore[assignment]
+        if type(fields) is not dict or set(fields) != _FIELDS or not _well_formed(fields):
+            raise NotCanonicalError("not a key schema of this format", 0)
+        return cls(**fields | {"parameters": tuple(fields["parameters"])})
+
+
+def _well_formed(fields: dict[str, Any]) -> bool:
+    return (
+        all(type(fields[name]) is str for name in ("op", "runner", "contract"))
+        and is_digest(fields["contract"])
+        and type(fields["parameters"]) is list
+        and all(_is_parameter(row) for row in fields["parameters"])
+        and type(fields["environment"]) is dict
+        and all(type(name) is str for name in fields["environment"])
+    )
+
+
+def _is_parameter(row: object) -> bool:
+    return type(row) is tuple and len(row) == _PARAMETER_PARTS and all(type(part) is str for part in row)
+
+
+def left_out_value(role: str, value: Value) -> Digest:
+    """Return the digest of one value that is left out of a key, for a ``LeftOut``.
+
+    Raises:
+        UnsupportedValueError: the value has no canonical form.
+    """
+    return left_out_digest_of(encode((role, value)))
+
+
+def left_out_digest(values: LeftOut) -> Digest:
+    """Return one digest of all left-out values; their order is irrelevant, and there is no limit to their number."""
+    return left_out_digest_of(b"".join(encode((path, values[path])) for path in sorted(values)))
+
+
+def is_left_out(value: object) -> bool:
+    """Whether a stored value is a ``LeftOut``."""
+    return type(value) is dict and all(type(path) is str and type(digest) is str and is_digest(digest) for path, digest in value.items())

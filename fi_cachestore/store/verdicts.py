@@ -1,0 +1,140 @@
+"""Verdicts on disk: ``verdicts/<schema digest>/<what>.<generation>.rec``, and ``verdicts/refused/`` for single records.
+
+Files are created once and never changed. A file that is damaged, or is not what its name says, counts as absent; what belongs there is
+then written under the next generation, and the lowest sound generation counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from fi_cachestore.errors import DamagedError, StoreIOError
+from fi_cachestore.keys.digest import is_digest
+from fi_cachestore.records.envelope import MAX_SEALED_BYTES, MissReason, seal, unseal
+from fi_cachestore.records.verdict import MAX_NUMBER, REFUSED, Override, Verdict, verdict_from
+from fi_cachestore.store.filesystem import OsFileSystem, Reader, Writer
+from fi_cachestore.store.publish import create_once
+
+VERDICTS_FOLDER: Final = "verdicts"
+MAX_GENERATIONS: Final = 8
+_FILE_NAME: Final = re.compile(r"(validation-[0-9a-f]{64}|quarantine|override-[0-9]{8}|[0-9a-f]{64}-[0-9a-f]{64})\.([0-7])\.rec", re.ASCII)
+_OVERRIDE: Final = "override-"
+_ATTEMPTS: Final = 64
+
+
+class VerdictFolder:
+    """The verdicts of one root. Reading never raises for what is found; safe from any thread and process."""
+
+    def __init__(self, root: Path, *, durable: bool = True, reader: Reader | None = None, writer: Writer | None = None) -> None:
+        """Use ``root/verdicts``; nothing needs to exist. Without a ``writer`` it is only read."""
+        self.folder = root / VERDICTS_FOLDER
+        self._durable = durable
+        self._reader: Reader = OsFileSystem() if reader is None else reader
+        self._writer = writer
+
+    def folders(self) -> frozenset[str]:
+        """Return the digests of the schemas that something is kept about, and ``refused`` if there may be refusals: one listing."""
+        return frozenset(name for name in self._reader.names(self.folder) if name == REFUSED or is_digest(name))
+
+    def stems(self, folder: str) -> frozenset[str]:
+        """Return what one folder has files for: one listing, which proves nothing about their content."""
+        return frozenset(found[1] for name in self._reader.names(self.folder / folder) if (found := _FILE_NAME.fullmatch(name)))
+
+    def get(self, folder: str, stem: str, damaged: list[DamagedError]) -> Verdict | None:
+        """Return the verdict that counts under a name; what is wrong with files in its place is added to ``damaged``."""
+        for generation in range(MAX_GENERATIONS):
+            try:
+                return self.load(folder, stem, generation)
+            except FileNotFoundError:
+                return None
+            except DamagedError as damage:
+                damaged.append(damage)
+        return None
+
+    def load(self, folder: str, stem: str, generation: int) -> Verdict:
+        """Return the verdict in one file.
+
+        Raises:
+            DamagedError: not a verdict, or one that belongs elsewhere (``foreign``).
+            FileNotFoundError: nothing is there.
+        """
+        verdict = verdict_from(unseal(self._reader.read(self._path(folder, stem, generation), MAX_SEALED_BYTES)))
+        if (verdict.folder, verdict.stem) != (folder, stem):
+            raise DamagedError(MissReason.FOREIGN, f"holds {verdict.folder[:12]}/{verdict.stem[:24]}")
+        return verdict
+
+    def latest_override(self, folder: str, stems: frozenset[str], damaged: list[DamagedError]) -> Override | None:
+        """Return the sound override with the highest number."""
+        for stem in sorted((stem for stem in stems if stem.startswith(_OVERRIDE)), reverse=True):
+            found = self.get(folder, stem, damaged)
+            if isinstance(found, Override):
+                return found
+        return None
+
+    def create(self, verdict: Verdict) -> Verdict:
+        """Keep ``verdict`` unless a sound one has its name; return the one that is kept: the first.
+
+        Raises:
+            StoreIOError: the file system refused, or the root is only read.
+            UnsupportedValueError: it is too large for the format.
+        """
+        data = seal(verdict.to_value())
+        for generation in range(MAX_GENERATIONS):
+            if self._create(verdict, generation, data):
+                return verdict
+            try:
+                return self.load(verdict.folder, verdict.stem, generation)
+            except (DamagedError, FileNotFoundError):
+                continue
+        raise StoreIOError(str(self._path(verdict.folder, verdict.stem, 0)), "publishing", "every name for it is taken by a bad file")
+
+    def append(self, override: Override) -> Override:
+        """Keep ``override`` under the next free number, and return it with that number.
+
+        Raises:
+            StoreIOError: the file system refused, or the root is only read.
+        """
+        for _ in range(_ATTEMPTS):
+            numbers = [int(stem.removeprefix(_OVERRIDE)) for stem in self.stems(override.folder) if stem.startswith(_OVERRIDE)]
+            numbered = replace(override, number=max(numbers, default=-1) + 1)
+            if numbered.number > MAX_NUMBER:
+                break
+            if self._create(numbered, 0, seal(numbered.to_value())):
+                return numbered
+        raise StoreIOError(str(self.folder / override.folder), "publishing an override", "every number tried is taken")
+
+    def files(self) -> Iterator[tuple[Path, tuple[str, str, int] | None]]:
+        """Yield every name below the folder with the arguments to ``load`` it, ``None`` for names that no verdict has."""
+        for folder in sorted(self._reader.names(self.folder)):
+            if folder != REFUSED and not is_digest(folder):
+                yield self.folder / folder, None
+                continue
+            for name in sorted(self._reader.names(self.folder / folder)):
+                found = _FILE_NAME.fullmatch(name)
+                yield self.folder / folder / name, (folder, found[1], int(found[2])) if found else None
+
+    def _create(self, verdict: Verdict, generation: int, data: bytes) -> bool:
+        path = self._path(verdict.folder, verdict.stem, generation)
+        if self._writer is None:
+            raise StoreIOError(str(path), "publishing", "the root is read-only")
+        return create_once(self._writer, path, data, durable=self._durable)
+
+    def _path(self, folder: str, stem: str, generation: int) -> Path:
+        return self.folder / folder / f"{stem}.{generation}.rec"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """The verdicts of a root and of its read-only layers; ``own`` alone is ever written."""
+
+    own: VerdictFolder
+    layers: Sequence[VerdictFolder] = field(default=())
+
+    def __iter__(self) -> Iterator[VerdictFolder]:
+        """Yield all of them, the root's own first."""
+        return itertools.chain((self.own,), self.layers)

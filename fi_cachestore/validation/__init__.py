@@ -1,0 +1,1 @@
+"""Trust: from what two processes saw to what may be served."""

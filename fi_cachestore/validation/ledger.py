@@ -1,0 +1,287 @@
+"""The ledger: which schemas and records may be served, by the verdicts of a root and its layers and by what this process has seen."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from fi_cachestore.errors import CacheStoreError, DamagedError
+from fi_cachestore.keys.digest import Digest
+from fi_cachestore.keys.schema import KeySchema, LeftOut, left_out_digest
+from fi_cachestore.records.observation import Observation, Sample, Side
+from fi_cachestore.records.record import Record
+from fi_cachestore.records.verdict import REFUSED, Override, Quarantine, Refusal, Validation, Verdict, Word
+from fi_cachestore.store.verdicts import VerdictFolder, Verdicts
+from fi_cachestore.validation.evidence import Contradiction
+
+logger: Final = logging.getLogger("fi_cachestore")
+
+MAX_VALIDATIONS: Final = 1024
+"""Sets of left-out values per schema; where more are seen, something is left out that ought to be in the key."""
+_MAX_REMEMBERED: Final = 65536
+_VALIDATION: Final = "validation-"
+
+
+class Standing(StrEnum):
+    """What may be done with the records of a schema, for one set of left-out values."""
+
+    UNPROVEN = "unproven"
+    VALIDATED = "validated"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one schema. ``word`` is the operator's; ``banned_because`` is empty for a schema that is not quarantined."""
+
+    word: Word | None = None
+    banned_because: str = ""
+    is_trusted_below: bool = False
+    stems: tuple[tuple[VerdictFolder, frozenset[str]], ...] = ()
+    standings: dict[Digest, Standing] = field(default_factory=dict)
+
+
+class Ledger:
+    """Thread-safe. Looking up only reads, and remembers what it found (also that there is nothing) until ``refresh``.
+
+    In order of weight: the root's own override; a quarantine, in any layer or told by another rank; an override of a read-only layer,
+    which beats that layer's own quarantine; a validation in any layer. A layer or file that cannot be read counts as empty.
+    """
+
+    def __init__(self, verdicts: Verdicts | None) -> None:
+        """Start with what ``verdicts`` has, read when it is asked for; ``None`` keeps everything in memory."""
+        self._verdicts = verdicts
+        self._lock = threading.RLock()
+        self._schemas: dict[Digest, _Known] = {}
+        self._folders: dict[VerdictFolder, frozenset[str]] = {}
+        self._refusals: dict[Digest, dict[Digest, VerdictFolder]] | None = None
+        self._held: dict[Digest, str] = {}
+        self._agreed: dict[Digest, set[Digest]] = {}
+        self._refused: set[tuple[Digest, Digest]] = set()
+        self._damaged: Counter[str] = Counter()
+        self._warned: set[str] = set()
+
+    # -- look-ups ---------------------------------------------------------------------------------------------------------------
+
+    def standing(self, schema: Digest, left_out: Digest) -> Standing:
+        """Return how a schema stands for one set of left-out values, overrides applied. Never raises, never writes."""
+        known = self._schemas.get(schema)
+        found = None if known is None else known.standings.get(left_out)
+        if found is not None:
+            return found
+        with self._lock:
+            known = self._known(schema)
+            if len(known.standings) >= _MAX_REMEMBERED:
+                known.standings.clear()
+            found = known.standings[left_out] = self._weigh(schema, known, left_out)
+        return found
+
+    def banned_because(self, schema: Digest) -> str:
+        """Return why a schema is not served, whatever the left-out values; empty if it may be."""
+        with self._lock:
+            known = self._known(schema)
+            if known.word is Word.TRUSTED:
+                return ""
+            return known.banned_because or self._held.get(schema, "")
+
+    def is_refused(self, record: Record) -> bool:
+        """Whether this very record, not another measurement of the same key, is never to be served."""
+        with self._lock:
+            if self._refusals is None:
+                self._refusals = self._listed_refusals()
+            contents = self._refusals.get(record.digest)
+            if contents is None and not self._refused:
+                return False
+            content = record.content
+            if (record.digest, content) in self._refused:
+                return True
+            folder = (contents or {}).pop(content, None)
+            if folder is None or not isinstance(self._get(folder, REFUSED, f"{record.digest}-{content}"), Refusal):
+                return False
+            self._refused.add((record.digest, content))
+            return True
+
+    def damaged(self) -> dict[str, int]:
+        """Return how many files counted as absent, by miss reason."""
+        with self._lock:
+            return dict(self._damaged)
+
+    def entries(self) -> Iterator[tuple[Path, Verdict]]:
+        """Yield every sound verdict of the root and its layers, for people."""
+        for folder in self._verdicts or ():
+            for path, place in folder.files():
+                if place is not None and (found := self._get(folder, *place[:2])) is not None:
+                    yield path, found
+
+    def refresh(self) -> None:
+        """Forget what was read, so that what others wrote since is found; what this process has seen stays."""
+        with self._lock:
+            self._schemas.clear()
+            self._folders.clear()
+            self._refusals = None
+
+    # -- verdicts ---------------------------------------------------------------------------------------------------------------
+
+    def promote(
+        self,
+        schema: KeySchema,
+        writer: Side,
+        reader: Side,
+        samples: Sequence[tuple[Record, Observation]],
+        unix_ns: int,
+        *,
+        also_seen: Iterable[LeftOut] = (),
+    ) -> bool:
+        """Validate ``schema`` for the left-out values of both sides, and others that the reader had meanwhile; return whether it stands.
+
+        Not written where a quarantine is known, and for no more than ``MAX_VALIDATIONS`` sets of values. Never raises: what cannot be
+        stored holds in this process.
+        """
+        rows = tuple(Sample(record.space, seen) for record, seen in samples)
+        stands = True
+        for values in (writer.left_out, reader.left_out, *also_seen):
+            digest = left_out_digest(values)
+            with self._lock:
+                standing = self.standing(schema.digest, digest)
+                if standing is Standing.UNPROVEN and self._has_room(schema.digest):
+                    self._agreed.setdefault(schema.digest, set()).add(digest)
+                    self._known(schema.digest).standings[digest] = standing = Standing.VALIDATED
+                    self._store(Validation(schema, values, writer, reader, rows, unix_ns))
+            stands = stands and standing is Standing.VALIDATED
+        return stands
+
+    def quarantine(
+        self,
+        schema: KeySchema,
+        writer: Side,
+        reader: Side,
+        record: Record,
+        seen: Observation,
+        contradiction: Contradiction,
+        unix_ns: int,
+    ) -> None:
+        """Ban ``schema``, whatever validates it. Never raises: what cannot be stored holds in this process."""
+        reason, detail = contradiction.reason.value, contradiction.detail
+        self.hold(schema.digest, f"{reason} ({detail})")
+        self._store(Quarantine(schema.digest, schema, reason, detail, writer, reader, Sample(record.space, seen), unix_ns))
+
+    def hold(self, schema: Digest, why: str) -> None:
+        """Ban a schema in this process only: another rank has seen a contradiction."""
+        with self._lock:
+            self._held.setdefault(schema, why)
+            self._known(schema).standings.clear()
+
+    def refuse(self, record: Record, why: str, unix_ns: int) -> None:
+        """Never serve this very record again. Never raises: what cannot be stored holds in this process."""
+        with self._lock:
+            self._refused.add((record.digest, record.content))
+        self._store(Refusal(record.digest, record.content, why, unix_ns))
+
+    def override(self, schema: Digest, word: Word, who: str, why: str, unix_ns: int) -> Override:
+        """Let an operator's word on a schema count from now on; return what is kept.
+
+        Raises:
+            StoreIOError: the file system refused, or the root is only read.
+        """
+        if self._verdicts is None:
+            raise ValueError(schema)
+        kept = self._verdicts.own.append(Override(schema, 0, word, who, why, unix_ns))
+        with self._lock:
+            self._folders.pop(self._verdicts.own, None)
+            self._schemas.pop(schema, None)
+        return kept
+
+    # -- inside -----------------------------------------------------------------------------------------------------------------
+
+    def _weigh(self, schema: Digest, known: _Known, left_out: Digest) -> Standing:
+        if known.word is Word.TRUSTED:
+            return Standing.VALIDATED
+        if known.banned_because or schema in self._held:
+            return Standing.QUARANTINED
+        if known.is_trusted_below or left_out in self._agreed.get(schema, ()):
+            return Standing.VALIDATED
+        stem = f"{_VALIDATION}{left_out}"
+        stored = (self._get(folder, schema, stem) for folder, stems in known.stems if stem in stems)
+        return Standing.VALIDATED if any(isinstance(found, Validation) for found in stored) else Standing.UNPROVEN
+
+    def _known(self, schema: Digest) -> _Known:
+        known = self._schemas.get(schema)
+        if known is None:
+            if len(self._schemas) >= _MAX_REMEMBERED:
+                self._schemas.clear()
+            known = self._schemas[schema] = self._read(schema)
+        return known
+
+    def _read(self, schema: Digest) -> _Known:
+        found = _Known(stems=tuple((folder, folder.stems(schema)) for folder in self._verdicts or () if schema in self._names(folder)))
+        words = {folder: self._word(folder, schema, stems) for folder, stems in found.stems}
+        own = None if self._verdicts is None else words.pop(self._verdicts.own, None)
+        found.word = None if own is None else own.word
+        if own is not None and own.word is Word.DISTRUSTED:
+            found.banned_because = f"distrusted by {own.who}: {own.why}"
+        for folder, stems in found.stems:
+            word = words.get(folder) if found.word is not Word.EVIDENCE else None
+            if word is not None and word.word is Word.TRUSTED:
+                found.is_trusted_below = True
+            elif word is not None and word.word is Word.DISTRUSTED:
+                found.banned_because = found.banned_because or f"distrusted by {word.who}: {word.why}"
+            elif "quarantine" in stems and isinstance(ban := self._get(folder, schema, "quarantine"), Quarantine):
+                found.banned_because = found.banned_because or f"{ban.reason} ({ban.detail})"
+        return found
+
+    def _word(self, folder: VerdictFolder, schema: Digest, stems: frozenset[str]) -> Override | None:
+        damaged: list[DamagedError] = []
+        found = folder.latest_override(schema, stems, damaged)
+        self._damaged.update(damage.reason for damage in damaged)
+        return found
+
+    def _get(self, folder: VerdictFolder, name: str, stem: str) -> Verdict | None:
+        damaged: list[DamagedError] = []
+        found = folder.get(name, stem, damaged)
+        self._damaged.update(damage.reason for damage in damaged)
+        return found
+
+    def _names(self, folder: VerdictFolder) -> frozenset[str]:
+        if folder not in self._folders:
+            self._folders[folder] = folder.folders()
+        return self._folders[folder]
+
+    def _listed_refusals(self) -> dict[Digest, dict[Digest, VerdictFolder]]:
+        found: dict[Digest, dict[Digest, VerdictFolder]] = {}
+        for folder in self._verdicts or ():
+            for stem in folder.stems(REFUSED) if REFUSED in self._names(folder) else ():
+                key, _, content = stem.partition("-")
+                found.setdefault(Digest(key), {})[Digest(content)] = folder
+        return found
+
+    def _has_room(self, schema: Digest) -> bool:
+        own = next((stems for folder, stems in self._known(schema).stems if self._verdicts and folder is self._verdicts.own), frozenset())
+        stored = {stem.removeprefix(_VALIDATION) for stem in own if stem.startswith(_VALIDATION)}
+        count = len(stored | self._agreed.get(schema, set()))
+        if count >= MAX_VALIDATIONS:
+            self._warn(
+                schema, "schema %s was seen with more than %d sets of left-out values; it stays in memory", schema[:12], MAX_VALIDATIONS
+            )
+        return count < MAX_VALIDATIONS
+
+    def _store(self, verdict: Verdict) -> None:
+        if self._verdicts is None:
+            return
+        try:
+            self._verdicts.own.create(verdict)
+        except CacheStoreError as error:
+            if isinstance(verdict, Quarantine) and verdict.sample is not None:
+                self._store(verdict.trimmed())
+            else:
+                self._warn(type(error).__name__, "%s; a verdict that cannot be stored holds in this process only", error)
+
+    def _warn(self, topic: str, message: str, *values: object) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            logger.warning(message, *values)
