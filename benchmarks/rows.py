@@ -17,7 +17,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -69,6 +69,17 @@ class Row:
         return (self.question, f"{number(self.ours)} {self.unit}", peer, ratio, self.target, verdict)
 
 
+@dataclass(frozen=True)
+class Series:
+    """How an answer grows: ``lines`` has, by side, one value per entry of ``xs``, ``None`` where a side was not asked."""
+
+    question: str
+    x_name: str
+    unit: str
+    xs: Sequence[float]
+    lines: Mapping[str, Sequence[float | None]]
+
+
 def number(value: float) -> str:
     """Return three digits that count."""
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3 if abs(value) >= 0.1 else 5
@@ -102,18 +113,19 @@ def machine() -> dict[str, Any]:
     return {"cpu": processor, "cpu_count": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(), **releases}
 
 
-def save(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows as one JSON document, with the machine and the command."""
+def save(rows: Sequence[Row], path: Path, series: Sequence[Series] = ()) -> None:
+    """Write the rows, and what grows, as one JSON document, with the machine and the command."""
     found = [asdict(row) | {"ratio": row.ratio, "met": row.met} for row in rows]
-    document = {"schema": SCHEMA, "command": sys.argv, "machine": machine(), "rows": found}
+    document = {"schema": SCHEMA, "command": sys.argv, "machine": machine(), "rows": found, "series": [asdict(one) for one in series]}
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def load(path: Path) -> list[Row]:
-    """Return the rows that ``save`` wrote."""
+def load(path: Path) -> tuple[list[Row], list[Series]]:
+    """Return the rows and the series that ``save`` wrote."""
     document = json.loads(path.read_text())
     if document["schema"] != SCHEMA:
         message = f"{path}: not rows of a benchmark"
         raise ValueError(message)
     derived = ("ratio", "met")
-    return [Row(**{name: value for name, value in row.items() if name not in derived}) for row in document["rows"]]
+    rows = [Row(**{name: value for name, value in row.items() if name not in derived}) for row in document["rows"]]
+    return rows, [Series(**one) for one in document["series"]]
