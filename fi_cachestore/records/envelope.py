@@ -75,5 +75,17 @@ def unseal(data: bytes) -> Value:
         raise DamagedError(MissReason.CORRUPT, error.reason) from error
 
 
+def unseal_front(data: bytes) -> tuple[Value, bytes]:
+    """Return the value sealed at the beginning of ``data``, and whatever follows it.
+
+    Raises:
+        DamagedError: as ``unseal`` does.
+    """
+    end = len(data)
+    if len(data) >= HEADER_BYTES:
+        end = HEADER_BYTES + _HEADER.unpack_from(data)[2] + _CHECK_BYTES
+    return unseal(data[:end]), data[end:]
+
+
 def _check(front: bytes) -> bytes:
     return blake2b(front, digest_size=_CHECK_BYTES, person=_PERSON).digest()

@@ -17,6 +17,7 @@ from fi_cachestore.records.settlement import Settlement
 from fi_cachestore.store.filesystem import OsFileSystem, Reader, Writer
 from fi_cachestore.store.layers import Layered, ReadOnly
 from fi_cachestore.store.loose import LooseReader, LooseStore
+from fi_cachestore.store.marks import MARKS_FOLDER, MarkFolder
 from fi_cachestore.store.port import Store
 from fi_cachestore.store.publish import create_once
 from fi_cachestore.store.rules_log import RulesLog
@@ -27,7 +28,6 @@ RECORDS_FOLDER: Final = "objects"
 SETTLED_FOLDER: Final = "settled"
 CLAIMS_FOLDER: Final = "claims"
 MANIFESTS_FOLDER: Final = "manifests"
-MARKS_FOLDER: Final = "marks"
 _BELIEVED_FOLDERS: Final = (RECORDS_FOLDER, SETTLED_FOLDER, "sessions", VERDICTS_FOLDER, MARKS_FOLDER)
 _CACHEDIR_TAG: Final = b"""Signature: 8a477f597d28d172789f06886806bc55
 # This directory holds measured kernel choices of FlashInfer, kept by fi_cachestore. It can be deleted; it is then measured anew.
@@ -40,13 +40,17 @@ _SMALL_FILE_BYTES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class OpenRoot:
-    """An opened root: its records (read-only layers included), its rules, what ranks settled, verdicts, and where claims are made."""
+    """An opened root: its records (read-only layers included), its rules, what ranks settled, verdicts, marks, and where claims are made.
+
+    ``marks`` is ``None`` for a root that is only read.
+    """
 
     path: Path
     records: Store[Record]
     rules: RulesLog
     settled: Store[Settlement]
     verdicts: Verdicts
+    marks: MarkFolder | None = None
 
     @property
     def claims(self) -> Path:
@@ -152,7 +156,8 @@ def open_root(
     verdicts = Verdicts(
         VerdictFolder(root, durable=durable, reader=reader, writer=writer), [VerdictFolder(layer) for layer in (*before, *after)]
     )
-    return OpenRoot(root, records, RulesLog(root, durable=durable, reader=reader, writer=writer), settled, verdicts)
+    rules = RulesLog(root, durable=durable, reader=reader, writer=writer)
+    return OpenRoot(root, records, rules, settled, verdicts, MarkFolder(root, reader=reader, writer=writer))
 
 
 def open_read_only(root: Path, *, before: Sequence[Path] = (), after: Sequence[Path] = (), reader: Reader | None = None) -> OpenRoot:
