@@ -187,6 +187,21 @@ class NoSuchSourceError(CacheStoreError):
         return f"{self.name}: no source to audit: {self.reason}; name an installed package, a module's file or a directory"
 
 
+class NoSuchBundleError(CacheStoreError):
+    """The one pack that was asked for by its digest is not there."""
+
+    exit_code = 20
+
+    def __init__(self, path: str, digest: str, reason: str) -> None:
+        """Name the file, the digest asked for, and what was found instead."""
+        super().__init__(path, digest, reason)
+        self.path, self.digest, self.reason = path, digest, reason
+
+    def __str__(self) -> str:
+        """Return what is wrong and what next."""
+        return f"{self.path}: not the bundle {self.digest[:12]}: {self.reason}; `fi-cachestore pack --out` makes bundles"
+
+
 class UnsupportedFlashInferError(CacheStoreError):
     """The installed FlashInfer lacks something the adapter leans on."""
 

@@ -60,7 +60,9 @@ class Known:
         return answer
 
     def refresh(self) -> None:
-        """Forget remembered misses, so that what others published since is found."""
+        """Forget remembered misses, so that what others published or packed since is found."""
+        if self._records is not None:
+            self._records.refresh()
         self._misses.clear()
 
     def take_in(self, record: Record) -> None:

@@ -68,7 +68,7 @@ def find_record(records: Store[Record], prefix: str) -> Hit[Record]:
     """
     if len(prefix) < _SHORTEST_PREFIX:
         raise NoSuchRecordError(prefix, (), f"at least {_SHORTEST_PREFIX} digits are needed")
-    matches = tuple(sorted(digest for digest in records if digest.startswith(prefix.lower())))
+    matches = tuple(records.starting_with(prefix.lower()))
     if len(matches) != 1:
         raise NoSuchRecordError(prefix, matches, MissReason.ABSENT)
     answer = records.get(Digest(matches[0]))

@@ -6,16 +6,33 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from fi_cachestore.errors import DamagedError
 from fi_cachestore.records.envelope import MissReason
 
+T = TypeVar("T")
+
 _READ_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY  # without O_NONBLOCK, opening a FIFO waits for ever
 _STALE_RETRIES = 3
 _NOT_A_FILE = {errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR}
+
+
+class OpenFile(Protocol):
+    """A regular file, open for reading at any place. Still readable when it is unlinked; closed with the last reference."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How long it was when it was opened."""
+
+    def read_at(self, offset: int, size_bytes: int) -> bytes:
+        """Return so many bytes from ``offset`` on, fewer where the file ends.
+
+        Raises:
+            DamagedError: ``unreadable`` where the system refuses.
+        """
 
 
 class Reader(Protocol):
@@ -32,12 +49,15 @@ class Reader(Protocol):
     def names(self, directory: Path) -> Iterator[str]:
         """Yield the names in ``directory``; nothing if it cannot be listed."""
 
+    def open(self, path: Path) -> OpenFile:
+        """Open a regular file of any size; raises what ``read`` raises."""
+
 
 class Writer(Protocol):
     """What publishing needs. Every method raises ``OSError`` on failure."""
 
-    def create(self, path: Path, data: bytes, *, durable: bool) -> None:
-        """Create ``path``, which must not exist, with ``data``; with ``durable``, on the medium before returning."""
+    def create(self, path: Path, chunks: Iterable[bytes], *, durable: bool) -> None:
+        """Create ``path``, which must not exist, with ``chunks`` one after the other; with ``durable``, on the medium before returning."""
 
     def link(self, source: Path, target: Path) -> None:
         """Give ``source`` a second name; ``FileExistsError`` if ``target`` is taken."""
@@ -60,18 +80,11 @@ class OsFileSystem:
 
     def read(self, path: Path, limit_bytes: int) -> bytes:
         """Return a regular file's content; see ``Reader.read``."""
-        for _ in range(_STALE_RETRIES):
-            try:
-                return _read(path, limit_bytes)
-            except OSError as error:
-                if error.errno == errno.ESTALE:  # replaced on a network server while we held it: open it anew
-                    continue
-                if error.errno == errno.ENOENT and not os.path.lexists(path):
-                    raise
-                if error.errno == errno.ENOENT or error.errno in _NOT_A_FILE:
-                    raise DamagedError(MissReason.CORRUPT, f"not a regular file ({error.strerror})") from error
-                raise DamagedError(MissReason.UNREADABLE, str(error.strerror)) from error
-        raise DamagedError(MissReason.UNREADABLE, "stale file handle")
+        return _explained(path, lambda: _read(path, limit_bytes))
+
+    def open(self, path: Path) -> OpenFile:
+        """Open a regular file; see ``Reader.open``."""
+        return _explained(path, lambda: _OsFile(*_opened(path)))
 
     def names(self, directory: Path) -> Iterator[str]:
         """Yield the names in a directory; see ``Reader.names``."""
@@ -79,13 +92,14 @@ class OsFileSystem:
             for entry in entries:
                 yield entry.name
 
-    def create(self, path: Path, data: bytes, *, durable: bool) -> None:
+    def create(self, path: Path, chunks: Iterable[bytes], *, durable: bool) -> None:
         """Create a file; see ``Writer.create``."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)  # the umask decides
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            for chunk in chunks:
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(fd, view) :]
             if durable:
                 os.fsync(fd)
         finally:
@@ -116,14 +130,62 @@ class OsFileSystem:
             os.close(fd)
 
 
-def _read(path: Path, limit_bytes: int) -> bytes:
+class _OsFile:
+    """See ``OpenFile``. Thread-safe: reads name their place, and nobody closes the file while somebody holds it."""
+
+    __slots__ = ("_fd", "size_bytes")
+
+    def __init__(self, fd: int, size_bytes: int) -> None:
+        self._fd, self.size_bytes = fd, size_bytes
+
+    def read_at(self, offset: int, size_bytes: int) -> bytes:
+        """Read; see ``OpenFile.read_at``."""
+        try:
+            return os.pread(self._fd, size_bytes, offset)
+        except OSError as error:
+            raise DamagedError(MissReason.UNREADABLE, error.strerror or "cannot be read") from error
+
+    def __del__(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+
+def _explained(path: Path, attempt: Callable[[], T]) -> T:
+    """Return what ``attempt`` does; say of what kind its failure is."""
+    for _ in range(_STALE_RETRIES):
+        try:
+            return attempt()
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # replaced on a network server while we held it: open it anew
+                continue
+            if error.errno == errno.ENOENT and not os.path.lexists(path):
+                raise
+            if error.errno == errno.ENOENT or error.errno in _NOT_A_FILE:
+                raise DamagedError(MissReason.CORRUPT, f"not a regular file ({error.strerror})") from error
+            raise DamagedError(MissReason.UNREADABLE, str(error.strerror)) from error
+    raise DamagedError(MissReason.UNREADABLE, "stale file handle")
+
+
+def _opened(path: Path) -> tuple[int, int]:
+    """Return the descriptor and size of a regular file."""
     fd = os.open(path, _READ_FLAGS)
     try:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise DamagedError(MissReason.CORRUPT, "not a regular file")
-        if status.st_size > limit_bytes:
-            raise DamagedError(MissReason.CORRUPT, f"{status.st_size} bytes, the limit is {limit_bytes}")
+    except BaseException:
+        os.close(fd)
+        raise
+    if stat.S_ISREG(status.st_mode):
+        return fd, status.st_size
+    os.close(fd)
+    raise DamagedError(MissReason.CORRUPT, "not a regular file")
+
+
+def _read(path: Path, limit_bytes: int) -> bytes:
+    fd, size_bytes = _opened(path)
+    try:
+        if size_bytes > limit_bytes:
+            raise DamagedError(MissReason.CORRUPT, f"{size_bytes} bytes, the limit is {limit_bytes}")
         chunks = []
         left = limit_bytes + 1  # the file may grow while it is read
         while left > 0 and (chunk := os.read(fd, min(left, 1 << 16))):

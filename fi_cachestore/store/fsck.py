@@ -60,7 +60,7 @@ def verify(root: Path, *, reader: Reader | None = None) -> Verification:
 
 
 def _entries(kind: str, entries: LooseReader[Any], files: Reader) -> Iterator[tuple[str, Finding | None]]:
-    for path, digest in entries.files():
+    for path, digest, _ in entries.files():
         if digest is None:
             yield kind, _stray(path)
             continue

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
-from typing import Generic
+from itertools import groupby
+from pathlib import Path
+from typing import Generic, Protocol
 
 from fi_cachestore.errors import StoreIOError
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.records.envelope import MissReason
-from fi_cachestore.store.loose import LooseReader
-from fi_cachestore.store.port import E, Hit, Miss, Present, Published, Store
+from fi_cachestore.store.port import E, E_co, Hit, Miss, Present, Published, Store
+
+
+class Readable(Protocol[E_co]):
+    """A directory of entries, to be read."""
+
+    root: Path
+
+    def get(self, digest: Digest) -> Hit[E_co] | Miss:
+        """Return an entry; see ``Store.get``."""
+
+    def starting_with(self, prefix: str) -> Iterator[Digest]:
+        """Yield digests; see ``Store.starting_with``."""
+
+    def refresh(self) -> None:
+        """Look again; see ``Store.refresh``."""
+
+    def __len__(self) -> int:
+        """Return how many digests there are."""
+
+
+def merged(sorted_digests: Sequence[Iterator[Digest]]) -> Iterator[Digest]:
+    """Yield what several ascending iterators yield, ascending, each once."""
+    return (digest for digest, _ in groupby(heapq.merge(*sorted_digests)))
 
 
 class ReadOnly(Generic[E]):
     """A store that is never written: a container image's layer, a mounted share."""
 
-    def __init__(self, inner: LooseReader[E]) -> None:
+    def __init__(self, inner: Readable[E]) -> None:
         """Serve from ``inner``."""
         self._inner = inner
 
@@ -35,9 +60,17 @@ class ReadOnly(Generic[E]):
             case Miss():
                 raise StoreIOError(str(self._inner.root), "publishing", "the root is read-only")
 
+    def starting_with(self, prefix: str) -> Iterator[Digest]:
+        """Yield the digests that start so, in order."""
+        return self._inner.starting_with(prefix)
+
+    def refresh(self) -> None:
+        """Look again for what others have packed."""
+        self._inner.refresh()
+
     def __iter__(self) -> Iterator[Digest]:
         """Yield the digests."""
-        return iter(self._inner)
+        return self._inner.starting_with("")
 
     def __len__(self) -> int:
         """Return the number of digests."""
@@ -66,9 +99,18 @@ class Layered(Generic[E]):
         """Store in the writable layer."""
         return self._writable.publish(entry)
 
+    def starting_with(self, prefix: str) -> Iterator[Digest]:
+        """Yield the digests of all layers that start so, each once, in order."""
+        return merged([layer.starting_with(prefix) for layer in self._layers])
+
+    def refresh(self) -> None:
+        """Look again for what others have packed, in every layer."""
+        for layer in self._layers:
+            layer.refresh()
+
     def __iter__(self) -> Iterator[Digest]:
         """Yield the digests of all layers, each once."""
-        return iter(dict.fromkeys(digest for layer in self._layers for digest in layer))
+        return self.starting_with("")
 
     def __len__(self) -> int:
         """Return the number of different digests."""

@@ -19,13 +19,13 @@ from fi_cachestore.errors import (
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.records.envelope import MAX_SEALED_BYTES, MissReason, seal, unseal
 from fi_cachestore.store.filesystem import OsFileSystem, Reader, Writer
-from fi_cachestore.store.port import Codec, E, Hit, Miss, Present, Published
+from fi_cachestore.store.pack import MAX_GENERATIONS
+from fi_cachestore.store.port import Codec, E, Found, Hit, Miss, Present, Published
 from fi_cachestore.store.publish import create_once
 
 ENTRY_NAME: Final = re.compile(r"([0-9a-f]{64})\.(0|[1-9][0-9]{0,5})\.rec", re.ASCII)
 FAN_OUT_NAME: Final = re.compile(r"[0-9a-f]{2}", re.ASCII)
 QUARANTINE: Final = "quarantine"
-_MAX_GENERATIONS: Final = 64
 _PUBLISH_ATTEMPTS: Final = 3
 
 
@@ -45,22 +45,28 @@ class LooseReader(Generic[E]):
 
     def get(self, digest: Digest) -> Hit[E] | Miss:
         """Return the highest valid generation; without one, why the first was refused."""
-        best: Hit[E] | None = None
+        found = self.serving(digest)
+        return found if isinstance(found, Miss) else found.hit
+
+    def serving(self, digest: Digest, first_generation: int = 0) -> Found[E] | Miss:
+        """Return the highest valid generation from ``first_generation`` on, with its bytes."""
+        best: Found[E] | None = None
         first_miss: Miss | None = None
-        for generation in range(_MAX_GENERATIONS):
+        for generation in range(first_generation, MAX_GENERATIONS):
             match self._load(digest, generation):
-                case Hit() as hit:
-                    best = hit
                 case Miss(MissReason.ABSENT):
                     break
                 case Miss() as miss:
                     first_miss = first_miss or miss
+                case found:
+                    best = found
         return best or first_miss or Miss(MissReason.ABSENT)
 
-    def _load(self, digest: Digest, generation: int) -> Hit[E] | Miss:
+    def _load(self, digest: Digest, generation: int) -> Found[E] | Miss:
         path = entry_path(self.folder, digest, generation)
         try:
-            return Hit(self.check(self._reader.read(path, MAX_SEALED_BYTES), digest), str(path))
+            data = self._reader.read(path, MAX_SEALED_BYTES)
+            return Found(self.check(data, digest), data, generation, str(path))
         except FileNotFoundError:
             return Miss(MissReason.ABSENT)
         except DamagedError as damage:
@@ -77,24 +83,37 @@ class LooseReader(Generic[E]):
             raise DamagedError(MissReason.FOREIGN, f"holds the entry {entry.digest[:12]}")
         return entry
 
-    def files(self) -> Iterator[tuple[Path, Digest | None]]:
-        """Yield every name below the folder with the digest it claims, ``None`` for names that no entry has."""
+    def files(self, prefix: str = "") -> Iterator[tuple[Path, Digest | None, int]]:
+        """Yield every name below the folder with the digest and generation it claims; no digest for names that no entry has.
+
+        With ``prefix`` only entries whose digest starts so.
+        """
         for fan_out in sorted(self._reader.names(self.folder)):
-            if FAN_OUT_NAME.fullmatch(fan_out) is None:
-                yield self.folder / fan_out, None
+            if prefix and not fan_out.startswith(prefix[:2]):
                 continue
-            for name in sorted(self._reader.names(self.folder / fan_out)):
+            if FAN_OUT_NAME.fullmatch(fan_out) is None:
+                yield self.folder / fan_out, None, 0
+                continue
+            for name in sorted(name for name in self._reader.names(self.folder / fan_out) if name.startswith(prefix)):
                 found = ENTRY_NAME.fullmatch(name)
                 path = self.folder / fan_out / name
-                yield path, Digest(found[1]) if found and found[1].startswith(fan_out) else None
+                is_entry = found is not None and found[1].startswith(fan_out)
+                yield (path, Digest(found[1]), int(found[2])) if found is not None and is_entry else (path, None, 0)
 
-    def __iter__(self) -> Iterator[Digest]:
-        """Yield every digest that has a file, once."""
+    def starting_with(self, prefix: str) -> Iterator[Digest]:
+        """Yield every digest that has a file and starts so, once, in order."""
         last = None
-        for _, digest in self.files():
+        for _, digest, _ in self.files(prefix):
             if digest is not None and digest != last:
                 yield digest
                 last = digest
+
+    def refresh(self) -> None:
+        """Do nothing: files are looked up where they are."""
+
+    def __iter__(self) -> Iterator[Digest]:
+        """Yield every digest that has a file, once, in order."""
+        return self.starting_with("")
 
     def __len__(self) -> int:
         """Return how many digests have a file."""
@@ -131,8 +150,8 @@ class LooseStore(LooseReader[E]):
             if create_once(self._writer, path, data, durable=self._durable):
                 return Published(str(path))
             match self._load(digest, 0):
-                case Hit(theirs, source):
-                    return Present(theirs, source)
+                case Found() as theirs:
+                    return Present(theirs.entry, theirs.source)
                 case Miss(MissReason.CORRUPT | MissReason.FOREIGN):
                     self._quarantine(path, digest)
                 case Miss(MissReason.ABSENT):
@@ -140,6 +159,13 @@ class LooseStore(LooseReader[E]):
                 case Miss(reason, detail):
                     raise StoreIOError(str(path), "publishing", f"the name is taken by a file that is {reason} ({detail})")
         raise StoreIOError(str(path), "publishing", "the name stays taken by a bad file")
+
+    def withdraw(self, digest: Digest, generation: int, data: bytes) -> None:
+        """Remove the file of an entry if it holds ``data``. Best effort: a file that stays is of no consequence where this is called."""
+        path = entry_path(self.folder, digest, generation)
+        with contextlib.suppress(OSError, DamagedError):
+            if self._reader.read(path, MAX_SEALED_BYTES) == data:
+                self._writer.unlink(path)
 
     def _quarantine(self, path: Path, digest: Digest) -> None:
         """Move a bad file out of the way, named by its content. A good one that took its place meanwhile goes back."""

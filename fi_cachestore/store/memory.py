@@ -31,9 +31,16 @@ class MemoryStore(Generic[E]):
         """Keep ``entry`` in place of what is there: several ranks have agreed on it."""
         self._entries[entry.digest] = entry
 
+    def starting_with(self, prefix: str) -> Iterator[Digest]:
+        """Yield the digests that start so, in order."""
+        return iter(sorted(digest for digest in tuple(self._entries) if digest.startswith(prefix)))
+
+    def refresh(self) -> None:
+        """Do nothing: memory has no other writers."""
+
     def __iter__(self) -> Iterator[Digest]:
         """Yield the digests."""
-        return iter(tuple(self._entries))
+        return self.starting_with("")
 
     def __len__(self) -> int:
         """Return the number of entries."""

@@ -9,9 +9,8 @@ from fi_cachestore.config import WRITABLE_MARK, Mode, Settings
 from fi_cachestore.errors import RootRefusedError
 from fi_cachestore.records.record import Record
 from fi_cachestore.store.layers import ReadOnly
-from fi_cachestore.store.loose import LooseReader
 from fi_cachestore.store.port import Store
-from fi_cachestore.store.roots import RECORDS_FOLDER, OpenRoot, check_root, open_read_only, open_root
+from fi_cachestore.store.roots import OpenRoot, check_root, open_read_only, open_root, packed_reader
 
 
 def open_store(path: str | os.PathLike[str], *, read_only: bool = False, trusted: bool = False) -> Store[Record]:
@@ -25,7 +24,7 @@ def open_store(path: str | os.PathLike[str], *, read_only: bool = False, trusted
     root = Path(path).absolute()
     check_root(root, trusted=(root,) if trusted else ())
     if read_only:
-        return ReadOnly(LooseReader(root, RECORDS_FOLDER, Record))
+        return ReadOnly(packed_reader(root))
     return open_root(root).records
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from fi_cachestore.keys.canonical import Value
 from fi_cachestore.keys.digest import Digest
@@ -49,6 +49,20 @@ class Miss:
     detail: str = ""
 
 
+class Found(NamedTuple, Generic[E_co]):
+    """An entry on disk that was checked: with its bytes, its generation, and where it was found."""
+
+    entry: E_co
+    data: bytes
+    generation: int
+    source: str
+
+    @property
+    def hit(self) -> Hit[E_co]:
+        """The entry without its bytes."""
+        return Hit(self.entry, self.source)
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
     """The entry is stored now; nobody had stored this digest before."""
@@ -78,8 +92,14 @@ class Store(Protocol[E]):
             RecordTooLargeError: the entry exceeds the format's limit.
         """
 
+    def starting_with(self, prefix: str) -> Iterator[Digest]:
+        """Yield every stored digest that starts so, once, in ascending order, without checking the content and only as far as asked."""
+
+    def refresh(self) -> None:
+        """Look again for what others have packed. Entries that are already open stay so."""
+
     def __iter__(self) -> Iterator[Digest]:
-        """Yield every stored digest once, in no particular order, without checking the content."""
+        """Yield every stored digest; see ``starting_with``."""
 
     def __len__(self) -> int:
         """Return how many digests are stored."""

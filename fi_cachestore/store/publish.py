@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import socket
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fi_cachestore.errors import StoreIOError
@@ -45,14 +46,39 @@ def create_once(writer: Writer, path: Path, data: bytes, *, durable: bool) -> bo
     return created
 
 
+def create_named_by_content(writer: Writer, folder: Path, chunks: Iterable[bytes], name: Callable[[], str]) -> tuple[Path, bool]:
+    """Create a file from ``chunks``, named by what ``name`` returns after the last one; return its path and whether it was created.
+
+    Never held in memory, always durable, else as ``create_once``. What ``chunks`` raises ends the file and is raised here.
+
+    Raises:
+        StoreIOError: the file system refused.
+    """
+    temporary = folder / temporary_name()
+    try:
+        writer.make_dirs(folder)
+        try:
+            writer.create(temporary, chunks, durable=True)
+            path = folder / name()
+            created = _link(writer, temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                writer.unlink(temporary)
+        writer.sync_dir(folder)
+        writer.sync_dir(folder.parent)
+    except OSError as error:
+        raise StoreIOError(str(folder), "publishing", error.strerror or type(error).__name__) from error
+    return path, created
+
+
 def _write(writer: Writer, temporary: Path, data: bytes, *, durable: bool) -> None:
     try:
-        writer.create(temporary, data, durable=durable)
+        writer.create(temporary, (data,), durable=durable)
     except FileNotFoundError:  # the directory is new, or was removed under us
         writer.make_dirs(temporary.parent)
         if durable:
             writer.sync_dir(temporary.parent.parent)
-        writer.create(temporary, data, durable=durable)
+        writer.create(temporary, (data,), durable=durable)
 
 
 def _link(writer: Writer, temporary: Path, path: Path) -> bool:

@@ -18,6 +18,8 @@ from fi_cachestore.store.filesystem import OsFileSystem, Reader, Writer
 from fi_cachestore.store.layers import Layered, ReadOnly
 from fi_cachestore.store.loose import LooseReader, LooseStore
 from fi_cachestore.store.marks import MARKS_FOLDER, MarkFolder
+from fi_cachestore.store.pack import PACKS_FOLDER
+from fi_cachestore.store.packed import PackedReader, PackedStore, PackSet
 from fi_cachestore.store.port import Store
 from fi_cachestore.store.publish import create_once
 from fi_cachestore.store.rules_log import RulesLog
@@ -28,7 +30,7 @@ RECORDS_FOLDER: Final = "objects"
 SETTLED_FOLDER: Final = "settled"
 CLAIMS_FOLDER: Final = "claims"
 MANIFESTS_FOLDER: Final = "manifests"
-_BELIEVED_FOLDERS: Final = (RECORDS_FOLDER, SETTLED_FOLDER, "sessions", VERDICTS_FOLDER, MARKS_FOLDER)
+_BELIEVED_FOLDERS: Final = (RECORDS_FOLDER, PACKS_FOLDER, SETTLED_FOLDER, "sessions", VERDICTS_FOLDER, MARKS_FOLDER)
 _CACHEDIR_TAG: Final = b"""Signature: 8a477f597d28d172789f06886806bc55
 # This directory holds measured kernel choices of FlashInfer, kept by fi_cachestore. It can be deleted; it is then measured anew.
 # For information about cache directory tags, see https://bford.info/cachedir/
@@ -130,7 +132,13 @@ def write_manifest(root: Path, name: str, content: bytes, *, writer: Writer | No
 
 def open_layers(read_only: Sequence[Path]) -> list[Store[Record]]:
     """Return read-only roots as stores, in order."""
-    return [ReadOnly(LooseReader(path, RECORDS_FOLDER, Record)) for path in read_only]
+    return [ReadOnly(packed_reader(path)) for path in read_only]
+
+
+def packed_reader(root: Path, *, reader: Reader | None = None) -> PackedReader[Record]:
+    """Return the records of a root, packed and loose, to be read."""
+    reader = OsFileSystem() if reader is None else reader
+    return PackedReader(LooseReader(root, RECORDS_FOLDER, Record, reader=reader), PackSet(root, reader))
 
 
 def open_root(
@@ -149,7 +157,9 @@ def open_root(
     """
     writer = OsFileSystem() if writer is None else writer
     prepare_root(root, durable=durable, writer=writer)
-    own: Store[Record] = LooseStore(root, RECORDS_FOLDER, Record, durable=durable, reader=reader, writer=writer)
+    reader = OsFileSystem() if reader is None else reader
+    loose = LooseStore(root, RECORDS_FOLDER, Record, durable=durable, reader=reader, writer=writer)
+    own: Store[Record] = PackedStore(loose, PackSet(root, reader))
     layers = [*open_layers(before), own, *open_layers(after)]
     records = Layered(layers, own) if len(layers) > 1 else own
     settled: Store[Settlement] = LooseStore(root, SETTLED_FOLDER, Settlement, durable=durable, reader=reader, writer=writer)
@@ -162,7 +172,7 @@ def open_root(
 
 def open_read_only(root: Path, *, before: Sequence[Path] = (), after: Sequence[Path] = (), reader: Reader | None = None) -> OpenRoot:
     """Return a root as it is, with its layers. Nothing is created, now or later."""
-    own: Store[Record] = ReadOnly(LooseReader(root, RECORDS_FOLDER, Record, reader=reader))
+    own: Store[Record] = ReadOnly(packed_reader(root, reader=reader))
     layers = [*open_layers(before), own, *open_layers(after)]
     settled: Store[Settlement] = ReadOnly(LooseReader(root, SETTLED_FOLDER, Settlement, reader=reader))
     records = Layered(layers, own) if len(layers) > 1 else own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fi_cachestore.store.filesystem import OsFileSystem, Writer
@@ -47,15 +47,16 @@ class FaultyWriter:
         self.steps.append(name)
         self._fault(name, len(self.steps))
 
-    def create(self, path: Path, data: bytes, *, durable: bool) -> None:
-        """Create a file in four steps: open, half of the data, the rest, sync."""
+    def create(self, path: Path, chunks: Iterable[bytes], *, durable: bool) -> None:
+        """Create a file in steps: open, half of each chunk, its rest, sync."""
         self._step("open")
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            self._step("write")
-            os.write(fd, data[: len(data) // 2])
-            self._step("write")
-            os.write(fd, data[len(data) // 2 :])
+            for data in chunks:
+                self._step("write")
+                os.write(fd, data[: len(data) // 2])
+                self._step("write")
+                os.write(fd, data[len(data) // 2 :])
             if durable:
                 self._step("fsync")
                 os.fsync(fd)

@@ -175,7 +175,7 @@ def test_creating_touches_no_file_that_is_there(tmp_path):
     path = tmp_path / "taken"
     path.write_bytes(b"precious")
     with pytest.raises(FileExistsError):
-        OsFileSystem().create(path, b"new", durable=False)
+        OsFileSystem().create(path, [b"new"], durable=False)
     assert path.read_bytes() == b"precious"
 
 
