@@ -14,6 +14,8 @@ FI_CACHESTORE_MAX_WAIT_S    longest wait for a profile that another process meas
 FI_CACHESTORE_STALL_S       longest wait for a rank that stays at the same tactic, in seconds
 FI_CACHESTORE_DEAD_AFTER_S  how long a rank without a sign of life counts as alive, in seconds
 FI_CACHESTORE_ADDRESS       address of this host for the ranks on others; by default several are tried
+FI_CACHESTORE_STATE_DIR     where the last sessions' misses are kept for ``fi-cachestore why``; default ``$XDG_STATE_HOME/fi_cachestore``,
+                            else ``~/.local/state/fi_cachestore``; ``/dev/null`` keeps none
 ==========================  ==============================================================================================
 """
 
@@ -34,7 +36,7 @@ T = TypeVar("T")
 
 PREFIX: Final = "FI_CACHESTORE_"
 _NAMES: Final = tuple(
-    PREFIX + name for name in ("DIR", "PATH", "TRUST", "MODE", "DURABLE", "MAX_WAIT_S", "STALL_S", "DEAD_AFTER_S", "ADDRESS")
+    PREFIX + name for name in ("DIR", "PATH", "TRUST", "MODE", "DURABLE", "MAX_WAIT_S", "STALL_S", "DEAD_AFTER_S", "ADDRESS", "STATE_DIR")
 )
 WRITABLE_MARK = "@"
 DEFAULT_MAX_WAIT_S = 600.0
@@ -72,6 +74,7 @@ class Settings:
     stall_s: Setting[float]
     dead_after_s: Setting[float]
     address: Setting[str | None]
+    state: Setting[Path | None]
     master_address: str | None = None
     """Where torch.distributed meets, if a launcher said so (``MASTER_ADDR``): one more address at which the first rank may be reached."""
 
@@ -87,6 +90,7 @@ class Settings:
             "stall_s": self.stall_s.value,
             "dead_after_s": self.dead_after_s.value,
             "address": self.address.value,
+            "state": None if self.state.value is None else str(self.state.value),
         }
         return {name: {"value": value, "source": getattr(self, name).source} for name, value in plain.items()}
 
@@ -113,6 +117,7 @@ def load(
         stall_s=_seconds("FI_CACHESTORE_STALL_S", DEFAULT_STALL_S, env),
         dead_after_s=_seconds("FI_CACHESTORE_DEAD_AFTER_S", DEFAULT_DEAD_AFTER_S, env),
         address=_address(env),
+        state=_state(env),
         master_address=env.get("MASTER_ADDR") or None,
     )
 
@@ -154,10 +159,22 @@ def _root(argument: str | os.PathLike[str] | None, env: Mapping[str, str]) -> Se
         return Setting(Path(directory).absolute(), "FI_CACHESTORE_DIR")
     if directory := env.get("XDG_CACHE_HOME"):
         return Setting(Path(directory).absolute() / "fi_cachestore", "XDG_CACHE_HOME")
+    return _in_home(env, ".cache")
+
+
+def _state(env: Mapping[str, str]) -> Setting[Path | None]:
+    if directory := env.get("FI_CACHESTORE_STATE_DIR"):
+        return Setting(Path(directory).absolute(), "FI_CACHESTORE_STATE_DIR")
+    if directory := env.get("XDG_STATE_HOME"):
+        return Setting(Path(directory).absolute() / "fi_cachestore", "XDG_STATE_HOME")
+    return _in_home(env, ".local/state")
+
+
+def _in_home(env: Mapping[str, str], place: str) -> Setting[Path | None]:
     home = env.get("HOME") or _home_of_user()
     if home is None:
         return Setting(None, "default (no HOME and no entry for this user)")
-    return Setting(Path(home).absolute() / ".cache" / "fi_cachestore", "default")
+    return Setting(Path(home).absolute() / place / "fi_cachestore", "default")
 
 
 def _home_of_user() -> str | None:

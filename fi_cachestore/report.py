@@ -17,6 +17,7 @@ class Report:
     ``hit_count`` found, ``tuned_count`` measured here, ``waited_count`` measured by another process meanwhile, ``failed_count`` measured
     here without one working tactic, ``out_of_memory_count`` given up, ``unshared_count`` measured here and kept in memory only.
     ``ephemeral`` has calls by reason, ``misses`` look-ups by reason, ``refused_count`` tactics that a runner or blocklist refused.
+    ``beyond`` has, by op, calls whose size is far beyond the largest bucket: different ones, however often they were made.
     ``spent_ns`` went into measuring, ``waited_ns`` into waiting for others, ``saved_ns`` is what the hits had cost whoever measured them.
 
     Among ranks, in calls (one op, its runners, one profile): ``shared_call_count`` were made by two ranks or more, ``settled_call_count``
@@ -39,6 +40,7 @@ class Report:
     saved_ns: int = 0
     ephemeral: dict[str, int] = field(default_factory=dict)
     misses: dict[str, int] = field(default_factory=dict)
+    beyond: dict[str, int] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
     ranks: dict[int, Any] = field(default_factory=dict)
 
@@ -61,6 +63,8 @@ class Report:
             parts.append(f"{len(self.ranks)} ranks: {counts[0]} calls shared, {counts[1]} settled, {counts[2]} local")
         if self.ephemeral:
             parts.append("ephemeral: " + ", ".join(f"{reason} ({count})" for reason, count in sorted(self.ephemeral.items())))
+        if self.beyond:
+            parts.append("far beyond the largest bucket: " + ", ".join(f"{op} ({count})" for op, count in sorted(self.beyond.items())))
         return ", ".join(parts)
 
 
@@ -73,6 +77,7 @@ class Recorder:
         self._counts: Counter[str] = Counter()
         self._ephemeral: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
+        self._beyond: Counter[str] = Counter()
         self._gaps: dict[Gap, None] = {}
         self._ranks: dict[int, Any] = {}
 
@@ -94,6 +99,11 @@ class Recorder:
         with self._lock:
             self._misses[reason] += 1
 
+    def beyond(self, op: str) -> None:
+        """Count a call far beyond the largest bucket."""
+        with self._lock:
+            self._beyond[op] += 1
+
     def ephemeral(self, reason: str, gaps: tuple[Gap, ...] = ()) -> bool:
         """Count a call that stays in memory; return whether its reason is new."""
         with self._lock:
@@ -106,5 +116,10 @@ class Recorder:
         """Return the counts so far."""
         with self._lock:
             return Report(
-                **self._counts, ephemeral=dict(self._ephemeral), misses=dict(self._misses), gaps=tuple(self._gaps), ranks=self._ranks
+                **self._counts,
+                ephemeral=dict(self._ephemeral),
+                misses=dict(self._misses),
+                beyond=dict(self._beyond),
+                gaps=tuple(self._gaps),
+                ranks=self._ranks,
             )

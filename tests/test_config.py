@@ -26,6 +26,19 @@ def test_where_the_root_comes_from(argument, environ, root, source):
     assert (found.value, found.source) == (Path(root), source)
 
 
+@pytest.mark.parametrize(
+    ("environ", "state", "source"),
+    [
+        ({"FI_CACHESTORE_STATE_DIR": "/a", "XDG_STATE_HOME": "/b", **HOME}, "/a", "FI_CACHESTORE_STATE_DIR"),
+        ({"XDG_STATE_HOME": "/b", **HOME}, "/b/fi_cachestore", "XDG_STATE_HOME"),
+        ({"FI_CACHESTORE_STATE_DIR": "", "XDG_STATE_HOME": "", **HOME}, "/home/me/.local/state/fi_cachestore", "default"),
+    ],
+)
+def test_where_misses_are_kept(environ, state, source):
+    found = load(environ=environ).state
+    assert (found.value, found.source) == (Path(state), source)
+
+
 def test_without_home_the_password_database_is_asked(monkeypatch):
     import pwd
     from types import SimpleNamespace
@@ -38,9 +51,9 @@ def test_without_home_and_entry_there_is_no_root(monkeypatch):
     import pwd
 
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
-    found = load(environ={}).root
-    assert found.value is None
-    assert "no HOME" in found.source
+    for found in (load(environ={}).root, load(environ={}).state):
+        assert found.value is None
+        assert "no HOME" in found.source
 
 
 def test_defaults():
@@ -55,6 +68,7 @@ def test_defaults():
         "stall_s": 120.0,
         "dead_after_s": 15.0,
         "address": None,
+        "state": "/home/me/.local/state/fi_cachestore",
     }
     assert {row["source"] for row in rows.values()} == {"default"}
 
@@ -74,6 +88,7 @@ def test_variables_are_read_and_named():
         "FI_CACHESTORE_STALL_S": "3",
         "FI_CACHESTORE_DEAD_AFTER_S": "4",
         "FI_CACHESTORE_ADDRESS": "10.0.0.7",
+        "FI_CACHESTORE_STATE_DIR": "/state",
         **HOME,
     }
     found = load(environ=environ)
@@ -94,6 +109,7 @@ def test_variables_are_read_and_named():
         "stall_s": "FI_CACHESTORE_STALL_S",
         "dead_after_s": "FI_CACHESTORE_DEAD_AFTER_S",
         "address": "FI_CACHESTORE_ADDRESS",
+        "state": "FI_CACHESTORE_STATE_DIR",
     }
 
 

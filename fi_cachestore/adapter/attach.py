@@ -14,6 +14,7 @@ from flashinfer.autotuner import AutoTuner
 from flashinfer.version import __version__ as flashinfer_version
 
 from fi_cachestore import config
+from fi_cachestore.adapter import missing
 from fi_cachestore.adapter.contracts import flashinfer_contracts
 from fi_cachestore.adapter.introspect import Introspector
 from fi_cachestore.adapter.joining import Meeting, environment_of, meet, timings_averaged_over
@@ -220,7 +221,7 @@ def _open(
     state, opened, cannot = None, None, ""
     with _lock:
         if settings.mode.value is not Mode.OFF:
-            state, cannot = _supported()
+            state, cannot = _supported(settings)
         if state is not None and settings.mode.value is not Mode.EPHEMERAL:
             opened, cannot = _opened(settings)
     meeting = None if group is None else _met(group, settings, state, opened, cannot)
@@ -237,7 +238,7 @@ def _open(
         return SessionHandle(attached.session.mode, attached, state, meeting)
 
 
-def _supported() -> tuple[AdapterState | None, str]:
+def _supported(settings: Settings) -> tuple[AdapterState | None, str]:
     """Return the tuner's adapter state, or ``None`` and why FlashInfer stays untouched."""
     try:
         tuner = AutoTuner.get()
@@ -245,7 +246,7 @@ def _supported() -> tuple[AdapterState | None, str]:
     except UnsupportedFlashInferError as error:
         logger.warning("%s", error)
         return None, str(error)
-    return _state(tuner), ""
+    return _state(tuner, settings), ""
 
 
 def _opened(settings: Settings) -> tuple[OpenRoot | None, str]:
@@ -283,12 +284,14 @@ def _settings(root: str | os.PathLike[str] | None, mode: str | Mode | None) -> S
         return config.load(root=root, mode=Mode.EPHEMERAL, environ={})
 
 
-def _state(tuner: Any) -> AdapterState:
+def _state(tuner: Any, settings: Settings) -> AdapterState:
     """Return the tuner's adapter state, giving the tuner our class if it does not have it yet."""
     if isinstance(tuner, CacheStoreTuner):
         return tuner.state
-    state = AdapterState(Introspector(flashinfer_contracts(), Environments()), SystemClock(), type(tuner))
+    collector = missing.collector(settings.state.value, SystemClock())
+    state = AdapterState(Introspector(flashinfer_contracts(), Environments()), SystemClock(), type(tuner), collector)
     vars(tuner)[_STATE] = state
+    missing.keep_at_exit(state)
     plain = state.original is AutoTuner
     tuner.__class__ = CacheStoreTuner if plain else type("CacheStoreTuner", (CacheStoreTuner, state.original), {})
     return state
@@ -329,11 +332,13 @@ def _commit(attached: Attached, state: AdapterState) -> None:
     if attached.root is not None and attached.session.mode is Mode.AUTO:
         for device in sorted(attached.devices, key=str):
             write_manifest(attached.root, *manifest(state.introspector.environments.of(device)))
+    missing.keep(state)
     logger.info("session ended: %s", attached.session.report())
 
 
 def _detach(attached: Attached, state: AdapterState) -> None:
     with _lock:
+        missing.keep(state)
         state.remove(attached)
         tuner = AutoTuner.get()
         if not state.attached and isinstance(tuner, CacheStoreTuner) and tuner.state is state:

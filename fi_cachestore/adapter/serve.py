@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
+from fi_cachestore.adapter import missing
 from fi_cachestore.adapter import policy as policies
 from fi_cachestore.adapter.introspect import Call, RunnerView, device_of
 from fi_cachestore.adapter.state import AdapterState, Decision
@@ -139,8 +140,15 @@ def answer(tuner: CacheStoreTuner, described: Description) -> Decision:
 
 def decide(tuner: CacheStoreTuner, described: Description) -> Decision:
     """Choose from the records of all runners, or what ranks settled; the default where none may be served."""
-    session = tuner.state.current.session
     rows = [_record(tuner.state, described, index) for index in range(len(described.runners))]
+    refused: list[Choice] = []
+    decision = _chosen(tuner, described, rows, refused)
+    missing.note(tuner.state, described, rows, refused, is_covered=decision.is_hit)
+    return decision
+
+
+def _chosen(tuner: CacheStoreTuner, described: Description, rows: Sequence[Record | None], refused: list[Choice]) -> Decision:
+    session = tuner.state.current.session
     settled = _settled(tuner.state, described, rows)
     found = [Candidate(index, record) for index, record in enumerate(rows) if record is not None]
     for choice in preference(found):
@@ -152,6 +160,7 @@ def decide(tuner: CacheStoreTuner, described: Description) -> Decision:
             if usable:
                 return Decision(choice.runner_index, tactic, is_hit=True)
         session.recorder.add("refused_count")
+        refused.append(choice)
     return _DEFAULT
 
 

@@ -18,6 +18,7 @@ from fi_cachestore.environment.facets import Device
 from fi_cachestore.errors import Gap
 from fi_cachestore.keys.canonical import Value
 from fi_cachestore.keys.digest import Digest
+from fi_cachestore.missed import MissCollector
 from fi_cachestore.records.rules import NO_RULE, Rule
 from fi_cachestore.session import Session
 
@@ -61,9 +62,10 @@ class Attached:
 class AdapterState:
     """Shared by all threads of the process; the newest session comes first."""
 
-    def __init__(self, introspector: Introspector, clock: Clock, original: type) -> None:
-        """Start without sessions. ``original`` is the class that the tuner had."""
+    def __init__(self, introspector: Introspector, clock: Clock, original: type, missed: MissCollector) -> None:
+        """Start without sessions. ``original`` is the class that the tuner had; ``missed`` is told what look-ups miss."""
         self.introspector = introspector
+        self.missed = missed
         self.clock = clock
         self.frames = Frames()
         self.objects = OwnObjects()
@@ -196,6 +198,7 @@ class AdapterState:
     def note_ephemeral(self, op: str, reason: str, gaps: tuple[Gap, ...] = ()) -> None:
         """Count a call that stays in memory; say so once per op and reason."""
         self.current.session.recorder.ephemeral(reason, gaps)
+        self.missed.keyless(op, reason, gaps)
         topic = (op, reason, gaps)
         if topic in self._logged:
             return

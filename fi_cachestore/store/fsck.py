@@ -14,9 +14,10 @@ from fi_cachestore.records.record import Record
 from fi_cachestore.records.settlement import Settlement
 from fi_cachestore.store.filesystem import OsFileSystem, Reader
 from fi_cachestore.store.loose import QUARANTINE, LooseReader
+from fi_cachestore.store.numbered import NUMBERED_NAME
 from fi_cachestore.store.publish import TEMPORARY_SUFFIX
 from fi_cachestore.store.roots import RECORDS_FOLDER, SETTLED_FOLDER
-from fi_cachestore.store.rules_log import RULES_NAME, RulesLog
+from fi_cachestore.store.rules_log import RulesLog
 
 STRAY: Final = "stray"
 LEFTOVER: Final = "leftover"
@@ -79,7 +80,7 @@ def _rules(root: Path, files: Reader) -> Iterator[tuple[str, Finding | None]]:
     for device in sorted(files.names(log.folder)):
         for name in sorted(files.names(log.folder / device)):
             path = log.folder / device / name
-            if not is_digest(device) or RULES_NAME.fullmatch(name) is None:
+            if not is_digest(device) or NUMBERED_NAME.fullmatch(name) is None:
                 yield "rules", _stray(path)
                 continue
             try:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from pathlib import Path
 from typing import Final
 
-from fi_cachestore.errors import DamagedError, StoreIOError
+from fi_cachestore.errors import DamagedError
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.records.envelope import MAX_SEALED_BYTES, seal, unseal
 from fi_cachestore.records.rules import SessionRules
 from fi_cachestore.store.filesystem import OsFileSystem, Reader, Writer
-from fi_cachestore.store.publish import create_once
+from fi_cachestore.store.numbered import append, newest_first
 
-RULES_NAME: Final = re.compile(r"([0-9]{8})\.rec", re.ASCII)
 KEPT_COUNT: Final = 8
-_ATTEMPTS: Final = 16
 
 
 class RulesLog:
@@ -33,10 +30,10 @@ class RulesLog:
     def latest(self, digest: Digest) -> tuple[SessionRules, ...]:
         """Return the rules kept for a device model, newest first. Bad files count as absent; reads only."""
         found = []
-        for number in self._numbers(digest)[-KEPT_COUNT:]:
+        for path in newest_first(self._reader, self.folder / digest, KEPT_COUNT):
             with contextlib.suppress(DamagedError, FileNotFoundError):
-                found.append(self.load(self._path(digest, number), digest))
-        return tuple(reversed(found))
+                found.append(self.load(path, digest))
+        return tuple(found)
 
     def load(self, path: Path, digest: Digest) -> SessionRules:
         """Return the rules in one file.
@@ -60,20 +57,4 @@ class RulesLog:
         newest = self.latest(digest)[:1]
         if newest == (rules,):
             return
-        data = seal(rules.to_value())
-        for _ in range(_ATTEMPTS):
-            numbers = self._numbers(digest)
-            number = numbers[-1] + 1 if numbers else 0
-            if create_once(self._writer, self._path(digest, number), data, durable=self._durable):
-                for old in numbers[: -(KEPT_COUNT - 1)]:
-                    with contextlib.suppress(OSError):
-                        self._writer.unlink(self._path(digest, old))
-                return
-        raise StoreIOError(str(self.folder), "publishing rules", "other processes took every number tried")
-
-    def _numbers(self, digest: Digest) -> list[int]:
-        names = map(RULES_NAME.fullmatch, self._reader.names(self.folder / digest))
-        return sorted(int(found[1]) for found in names if found)
-
-    def _path(self, digest: Digest, number: int) -> Path:
-        return self.folder / digest / f"{number:08d}.rec"
+        append(self._reader, self._writer, self.folder / digest, seal(rules.to_value()), kept_count=KEPT_COUNT, durable=self._durable)
