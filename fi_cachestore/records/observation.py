@@ -115,7 +115,7 @@ def side_from(value: Any) -> Side:
         DamagedError: it is none.
     """
     match value:
-        case (str(process), str(host), left_out) if is_left_out(left_out):
+        case (str(process), str(host), left_out) if type(value) is tuple and is_left_out(left_out):
             return Side(process, host, left_out)
     raise DamagedError(MissReason.CORRUPT, "not a side of a comparison")
 
@@ -128,6 +128,6 @@ def _space_from(value: Any) -> TacticSpace | None:
     if value is None:
         return None
     match value:
-        case (int(count), str(digest)) if type(count) is int and count >= 0 and is_digest(digest):
+        case (int(count), str(digest)) if type(value) is tuple and type(count) is int and count >= 0 and is_digest(digest):
             return TacticSpace(count, Digest(digest))
     raise DamagedError(MissReason.CORRUPT, "not a tactic space")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,10 +15,12 @@ from fi_cachestore.records.record import Record
 from fi_cachestore.records.settlement import Settlement
 from fi_cachestore.store.filesystem import OsFileSystem, Reader
 from fi_cachestore.store.loose import QUARANTINE, LooseReader
+from fi_cachestore.store.marks import MarkFolder
 from fi_cachestore.store.numbered import NUMBERED_NAME
 from fi_cachestore.store.publish import TEMPORARY_SUFFIX
 from fi_cachestore.store.roots import RECORDS_FOLDER, SETTLED_FOLDER
 from fi_cachestore.store.rules_log import RulesLog
+from fi_cachestore.store.verdicts import VerdictFolder
 
 STRAY: Final = "stray"
 LEFTOVER: Final = "leftover"
@@ -34,12 +37,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was checked. ``quarantined_count`` files were moved aside earlier and are not findings."""
+    """What was checked. ``quarantined_count`` files were moved aside earlier and are not findings, nor are ``mark_count`` sound marks."""
 
     root: str
     record_count: int
     rules_count: int
     settlement_count: int
+    verdict_count: int
+    mark_count: int
     quarantined_count: int
     findings: tuple[Finding, ...]
 
@@ -49,12 +54,15 @@ def verify(root: Path, *, reader: Reader | None = None) -> Verification:
     files: Reader = OsFileSystem() if reader is None else reader
     records = _entries("record", LooseReader(root, RECORDS_FOLDER, Record, reader=files), files)
     settled = _entries("settlement", LooseReader(root, SETTLED_FOLDER, Settlement, reader=files), files)
-    found = [*records, *settled, *_rules(root, files)]
+    found = [*records, *settled, *_rules(root, files), *_verdicts(root, files), *_marks(root, files)]
+    sound = Counter(kind for kind, finding in found if finding is None)
     return Verification(
         root=str(root),
-        record_count=sum(1 for kind, finding in found if kind == "record" and finding is None),
-        rules_count=sum(1 for kind, finding in found if kind == "rules" and finding is None),
-        settlement_count=sum(1 for kind, finding in found if kind == "settlement" and finding is None),
+        record_count=sound["record"],
+        rules_count=sound["rules"],
+        settlement_count=sound["settlement"],
+        verdict_count=sound["verdict"],
+        mark_count=sound["mark"],
         quarantined_count=sum(1 for _ in files.names(root / QUARANTINE)),
         findings=tuple(finding for _, finding in found if finding is not None),
     )
@@ -64,15 +72,8 @@ def _entries(kind: str, entries: LooseReader[Any], files: Reader) -> Iterator[tu
     for path, digest, _ in entries.files():
         if digest is None:
             yield kind, _stray(path)
-            continue
-        try:
-            entries.check(files.read(path, MAX_SEALED_BYTES), digest)
-        except DamagedError as damage:
-            yield kind, Finding(str(path), damage.reason, damage.detail)
-        except FileNotFoundError:
-            continue  # removed while we looked
         else:
-            yield kind, None
+            yield from _checked(kind, path, _read_entry, entries, files, path, digest)
 
 
 def _rules(root: Path, files: Reader) -> Iterator[tuple[str, Finding | None]]:
@@ -82,15 +83,41 @@ def _rules(root: Path, files: Reader) -> Iterator[tuple[str, Finding | None]]:
             path = log.folder / device / name
             if not is_digest(device) or NUMBERED_NAME.fullmatch(name) is None:
                 yield "rules", _stray(path)
-                continue
-            try:
-                log.load(path, Digest(device))
-            except DamagedError as damage:
-                yield "rules", Finding(str(path), damage.reason, damage.detail)
-            except FileNotFoundError:
-                continue
             else:
-                yield "rules", None
+                yield from _checked("rules", path, log.load, path, Digest(device))
+
+
+def _verdicts(root: Path, files: Reader) -> Iterator[tuple[str, Finding | None]]:
+    folder = VerdictFolder(root, reader=files)
+    for path, place in folder.files():
+        if place is None:
+            yield "verdict", _stray(path)
+        else:
+            yield from _checked("verdict", path, folder.load, *place)
+
+
+def _marks(root: Path, files: Reader) -> Iterator[tuple[str, Finding | None]]:
+    folder = MarkFolder(root, reader=files)
+    for path, names in folder.files():
+        if names is None:
+            yield "mark", _stray(path)
+        else:
+            yield from _checked("mark", path, folder.load, path)
+
+
+def _read_entry(entries: LooseReader[Any], files: Reader, path: Path, digest: Digest) -> None:
+    entries.check(files.read(path, MAX_SEALED_BYTES), digest)
+
+
+def _checked(kind: str, path: Path, load: Callable[..., object], *arguments: object) -> Iterator[tuple[str, Finding | None]]:
+    try:
+        load(*arguments)
+    except DamagedError as damage:
+        yield kind, Finding(str(path), damage.reason, damage.detail)
+    except FileNotFoundError:
+        return  # removed while we looked
+    else:
+        yield kind, None
 
 
 def _stray(path: Path) -> Finding:

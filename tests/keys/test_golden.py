@@ -18,10 +18,13 @@ from fi_cachestore.keys.digest import (
     tactics_digest,
 )
 from fi_cachestore.records.envelope import seal, unseal
+from fi_cachestore.records.mark import Mark
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import Rule, SessionRules
 from fi_cachestore.records.settlement import Settlement
+from fi_cachestore.records.verdict import verdict_from
 from fi_cachestore.testing.samples import sample_key, sample_record
+from tests.validation import samples
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -107,3 +110,22 @@ def test_settlement_bytes():
     data = (GOLDEN / "settlement-v1.rec").read_bytes()
     assert seal(settlement.to_value()) == data
     assert Settlement.from_value(unseal(data)) == settlement
+
+
+@pytest.mark.parametrize("name", samples.VERDICTS)
+def test_verdict_bytes(name):
+    verdict = samples.VERDICTS[name]()
+    data = (GOLDEN / f"{name}-v1.rec").read_bytes()
+    assert seal(verdict.to_value()) == data
+    assert verdict_from(unseal(data)) == verdict
+
+
+def test_mark_bytes():
+    data = (GOLDEN / "mark-v1.rec").read_bytes()
+    assert seal(samples.mark().to_value()) == data
+    assert Mark.from_value(unseal(data)) == samples.mark()
+
+
+def test_schema_and_left_out_digests():
+    assert samples.SCHEMA.digest == (GOLDEN / "schema-v1.digest").read_text().strip()
+    assert samples.digest_of() == (GOLDEN / "left-out-v1.digest").read_text().strip()

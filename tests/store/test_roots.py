@@ -55,7 +55,7 @@ def test_a_world_writable_root_is_refused_unless_trusted(tmp_path):
     open_session_root(settings(DIR=root, TRUST=root))
 
 
-@pytest.mark.parametrize("folder", ["objects", "sessions", "settled"])
+@pytest.mark.parametrize("folder", ["objects", "sessions", "settled", "verdicts", "marks"])
 def test_a_world_writable_folder_is_refused(tmp_path, folder):
     (tmp_path / folder).mkdir()
     open_store(tmp_path)

@@ -125,6 +125,13 @@ def test_other_ends_say_nothing_of_the_tactic(tmp_path, name):
         assert marks(tmp_path) == []  # what dead processes left is tidied up
 
 
+def test_any_number_of_ends_without_a_trace_counts_as_none(tmp_path):
+    for _ in range(3):
+        put_up(tmp_path, HERE)
+    assert allowed(tmp_path, table=Table(alive={}))
+    assert marks(tmp_path) == []
+
+
 def raise_in_run():
     message = "no such tactic"
     raise ValueError(message)

@@ -1,0 +1,138 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fi_cachestore.errors import NotCanonicalError, UnsupportedValueError
+from fi_cachestore.keys.canonical import Named, decode, encode
+from fi_cachestore.keys.digest import part_digest
+from fi_cachestore.keys.schema import KeySchema, is_left_out, left_out_digest, left_out_value
+from fi_cachestore.testing.samples import sample_schema
+
+SCHEMA = sample_schema()
+TEXT = st.text(max_size=6).filter(lambda text: text.isprintable())
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=3).map(tuple),
+    max_leaves=5,
+)
+LEFT_OUT = st.dictionaries(TEXT, st.tuples(TEXT, PLAIN), max_size=5)
+CHANGES = {
+    "op": "other",
+    "runner": "sample.module:Other",
+    "parameters": (*SCHEMA.parameters, ("more", "int", "semantic")),
+    "contract": part_digest(b"other"),
+    "environment": {**SCHEMA.environment, "gpu_name": "Other GPU"},
+}
+
+
+def digests(values):
+    return {path: left_out_value(role, value) for path, (role, value) in values.items()}
+
+
+def canonical(values):
+    return encode({path: (role, value) for path, (role, value) in values.items()})
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_field_changes_the_digest(name):
+    assert replace(SCHEMA, **{name: CHANGES[name]}).digest != SCHEMA.digest
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_path_type_and_role_of_a_parameter_change_the_digest(part):
+    first, *rest = SCHEMA.parameters
+    changed = tuple("x" if at == part else text for at, text in enumerate(first))
+    assert replace(SCHEMA, parameters=(changed, *rest)).digest != SCHEMA.digest
+
+
+def test_the_order_of_parameters_does_not():
+    assert replace(SCHEMA, parameters=SCHEMA.parameters[::-1]).digest == SCHEMA.digest
+
+
+def test_parameters_do_not_run_into_each_other():
+    rows = [(("a", "b", "c"), ("d", "e", "f")), (("a", "b", "c"),), (("a", "b", "cd"), ("", "e", "f"))]
+    assert len({replace(SCHEMA, parameters=row).digest for row in rows}) == 3
+
+
+def test_a_schema_of_any_size_has_a_digest():
+    many = replace(SCHEMA, parameters=tuple((f"p{i}", "int", "semantic") for i in range(10_000)))
+    assert len(many.digest) == 64
+    assert len(left_out_digest({f"p{i}": part_digest(b"") for i in range(10_000)})) == 64
+
+
+def test_a_schema_comes_back_equal():
+    assert KeySchema.from_value(decode(encode(SCHEMA.to_value()))) == SCHEMA
+
+
+def changed(**changes):
+    value = SCHEMA.to_value()
+    return Named(value.kind, {name: item for name, item in {**value.content, **changes}.items() if item != "left out"})
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        None,
+        {},
+        Named("fi_cachestore.key/1", SCHEMA.to_value().content),
+        Named("fi_cachestore.schema/1", [1]),
+        changed(op="left out"),
+        changed(more=1),
+        changed(op=1),
+        changed(runner=b""),
+        changed(contract="AB" * 32),
+        changed(parameters=()),
+        changed(parameters=[1]),
+        changed(parameters=[("a", "b")]),
+        changed(parameters=[("a", "b", 1)]),
+        changed(parameters=[["a", "b", "c"]]),
+        changed(environment=[]),
+        changed(environment={1: "a"}),
+    ],
+    ids=str,
+)
+def test_anything_else_is_no_schema(damaged):
+    with pytest.raises(NotCanonicalError):
+        KeySchema.from_value(damaged)
+
+
+@given(LEFT_OUT, LEFT_OUT)
+def test_equal_digests_mean_equal_left_out_values(a, b):
+    assert (left_out_digest(digests(a)) == left_out_digest(digests(b))) == (canonical(a) == canonical(b))
+
+
+@given(LEFT_OUT, st.randoms())
+def test_the_order_of_left_out_values_is_irrelevant(values, random):
+    rows = list(digests(values).items())
+    random.shuffle(rows)
+    assert left_out_digest(dict(rows)) == left_out_digest(digests(values))
+
+
+@given(LEFT_OUT.filter(len), st.data())
+def test_one_changed_value_role_or_path_changes_the_digest(values, data):
+    path = data.draw(st.sampled_from(sorted(values)))
+    role, value = values[path]
+    rest = {name: row for name, row in values.items() if name != path}
+    before = left_out_digest(digests(values))
+    assert left_out_digest(digests(rest)) != before
+    assert left_out_digest(digests({**rest, path: (role + "x", value)})) != before
+    assert left_out_digest(digests({**rest, path: (role, (value,))})) != before
+    assert left_out_digest(digests({**rest, path + "x": (role, value)} if path + "x" not in rest else rest)) != before
+
+
+def test_types_of_left_out_values_are_told_apart():
+    values = [True, 1, 1.0, "1", b"1", (1,), None, Named("dtype", "torch.bfloat16")]
+    assert len({left_out_value("placement", value) for value in values}) == len(values)
+
+
+def test_a_value_without_canonical_form_has_no_digest():
+    with pytest.raises(UnsupportedValueError):
+        left_out_value("placement", object())
+
+
+@pytest.mark.parametrize("value", [None, [], {"a": 1}, {"a": "ab"}, {1: "ab" * 32}, {"a": "AB" * 32}], ids=str)
+def test_other_values_are_no_left_out_values(value):
+    assert not is_left_out(value)
+    assert is_left_out({"a": "ab" * 32})

@@ -1,0 +1,529 @@
+"""The ledger: what may be served, by what is stored and what was seen; nothing in a folder can raise, hang or vouch for itself."""
+
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fi_cachestore.errors import StoreIOError
+from fi_cachestore.keys.canonical import Named
+from fi_cachestore.keys.schema import left_out_digest
+from fi_cachestore.records.envelope import MAX_SEALED_BYTES, seal
+from fi_cachestore.records.observation import Side
+from fi_cachestore.records.verdict import Override, Quarantine, Validation, Word
+from fi_cachestore.store.filesystem import OsFileSystem
+from fi_cachestore.store.fsck import LEFTOVER, STRAY, verify
+from fi_cachestore.store.roots import open_read_only, open_root
+from fi_cachestore.store.verdicts import VerdictFolder
+from fi_cachestore.testing.faults import DISK_FULL, FaultyWriter, fail_at
+from fi_cachestore.testing.samples import sample_record, sample_schema
+from fi_cachestore.validation import ledger as ledger_module
+from fi_cachestore.validation.ledger import Ledger, Standing
+from tests.store.test_damaged_files import make_dangling_link, make_file, make_link_to_device, make_loop, make_socket, make_sparse
+from tests.validation.samples import CONTRADICTION, NOW_NS, RECORD, SCHEMA, digest_of, left_out, seen, side
+from tests.validation.samples import override as sample_override
+from tests.validation.samples import quarantine as sample_quarantine
+from tests.validation.samples import validation as sample_validation
+
+UNPROVEN, VALIDATED, QUARANTINED = Standing
+OTHER_SCHEMA = sample_schema(2)
+
+
+def open_ledger(root, *, layers=()):
+    return Ledger(open_root(root, after=layers, durable=False).verdicts)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def ledger(root):
+    return open_ledger(root)
+
+
+def promote(ledger, rank=1, schema=SCHEMA, **more):
+    return ledger.promote(schema, side(0), side(rank, "boot 1 17 2000"), [(RECORD, seen())], NOW_NS, **more)
+
+
+def quarantine(ledger, schema=SCHEMA):
+    ledger.quarantine(schema, side(0), side(1, "boot 1 17 2000"), RECORD, seen(space=None), CONTRADICTION, NOW_NS)
+
+
+def overrule(ledger, word):
+    return ledger.override(SCHEMA.digest, word, "root@host", f"said {word}", NOW_NS)
+
+
+def standing(ledger, rank=0, schema=SCHEMA):
+    return ledger.standing(schema.digest, digest_of(rank))
+
+
+# -- what counts ------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_root_proves_nothing_and_is_not_touched(ledger, root):
+    before = sorted(root.iterdir())
+    assert standing(ledger) is UNPROVEN
+    assert ledger.banned_because(SCHEMA.digest) == ""
+    assert not ledger.is_refused(RECORD)
+    assert sorted(root.iterdir()) == before
+
+
+def test_agreement_validates_the_left_out_values_of_both_sides_and_no_others(ledger, root):
+    assert promote(ledger, 1, also_seen=[left_out(5)])
+    for view in (ledger, open_ledger(root)):
+        assert [standing(view, rank) for rank in (0, 1, 2, 5)] == [VALIDATED, VALIDATED, UNPROVEN, VALIDATED]
+        assert standing(view, 0, OTHER_SCHEMA) is UNPROVEN
+
+
+def test_two_equal_sides_validate_their_one_value(ledger, root):
+    promote(ledger, 0)
+    assert [standing(open_ledger(root), rank) for rank in (0, 1)] == [VALIDATED, UNPROVEN]
+
+
+def test_a_quarantine_beats_validations_whichever_came_first(ledger, root):
+    promote(ledger)
+    quarantine(ledger)
+    quarantine(ledger, OTHER_SCHEMA)
+    assert not promote(ledger, schema=OTHER_SCHEMA)
+    for view in (ledger, open_ledger(root)):
+        assert [standing(view, rank) for rank in (0, 1, 2)] == [QUARANTINED] * 3
+        assert standing(view, 0, OTHER_SCHEMA) is QUARANTINED
+        assert view.banned_because(SCHEMA.digest) == "another tactic list (2 tactics recorded, 3 here)"
+    assert not any(isinstance(found, Validation) and found.schema == OTHER_SCHEMA for _, found in ledger.entries())
+
+
+def test_both_sides_of_a_contradiction_are_kept(ledger):
+    quarantine(ledger)
+    ((_, kept),) = ledger.entries()
+    assert isinstance(kept, Quarantine)
+    assert (kept.schema, kept.writer, kept.reader) == (SCHEMA, side(0), side(1, "boot 1 17 2000"))
+    assert (kept.sample.recorded, kept.sample.seen) == (RECORD.space, seen(space=None))
+
+
+def test_the_first_quarantine_stays(ledger, root):
+    quarantine(ledger)
+    open_ledger(root).quarantine(SCHEMA, side(3), side(4), RECORD, seen(), CONTRADICTION, NOW_NS + 1)
+    assert [found.unix_ns for _, found in ledger.entries()] == [NOW_NS]
+
+
+@pytest.mark.parametrize("before", ["nothing", "validated", "quarantined"])
+def test_the_latest_override_beats_both(root, before):
+    ledger = open_ledger(root)
+    if before != "nothing":
+        promote(ledger)
+    if before == "quarantined":
+        quarantine(ledger)
+    evidence = standing(ledger)
+    for word, expected in [
+        (Word.TRUSTED, VALIDATED),
+        (Word.DISTRUSTED, QUARANTINED),
+        (Word.EVIDENCE, evidence),
+        (Word.DISTRUSTED, QUARANTINED),
+        (Word.TRUSTED, VALIDATED),
+    ]:
+        overrule(ledger, word)
+        assert standing(ledger) is standing(open_ledger(root)) is expected
+    assert [found.why for _, found in ledger.entries() if isinstance(found, Override)] == [
+        "said trusted",
+        "said distrusted",
+        "said evidence",
+        "said distrusted",
+        "said trusted",
+    ]
+    assert standing(ledger, 77) is VALIDATED  # for all left-out values
+    assert ledger.banned_because(SCHEMA.digest) == ""
+
+
+def test_distrust_says_who_and_why(ledger):
+    overrule(ledger, Word.DISTRUSTED)
+    assert ledger.banned_because(SCHEMA.digest) == "distrusted by root@host: said distrusted"
+
+
+def test_what_another_rank_has_seen_holds_in_memory_alone(ledger, root):
+    promote(ledger)
+    ledger.hold(SCHEMA.digest, "rank 3 says so")
+    assert standing(ledger) is QUARANTINED
+    assert ledger.banned_because(SCHEMA.digest) == "rank 3 says so"
+    ledger.refresh()
+    assert standing(ledger) is QUARANTINED
+    assert standing(open_ledger(root)) is VALIDATED
+    overrule(ledger, Word.TRUSTED)
+    assert standing(ledger) is VALIDATED
+
+
+def test_a_refusal_is_of_one_record_and_not_of_its_key(ledger, root):
+    other = sample_record(times_ns={0: 1})
+    assert other.digest == RECORD.digest
+    ledger.refuse(RECORD, "it kills", NOW_NS)
+    for view in (ledger, open_ledger(root), open_ledger(root)):
+        assert [view.is_refused(record) for record in (RECORD, other, sample_record(2), RECORD)] == [True, False, False, True]
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_others_write_is_found_after_a_refresh(ledger, root):
+    other = open_ledger(root)
+    assert standing(ledger) is UNPROVEN
+    assert not ledger.is_refused(RECORD)
+    promote(other)
+    other.refuse(RECORD, "it kills", NOW_NS)
+    assert standing(ledger) is UNPROVEN
+    assert not ledger.is_refused(RECORD)
+    ledger.refresh()
+    assert standing(ledger) is VALIDATED
+    assert ledger.is_refused(RECORD)
+    quarantine(other)
+    ledger.refresh()
+    assert standing(ledger) is QUARANTINED
+
+
+class CountingReader(OsFileSystem):
+    def __init__(self):
+        self.operations = []
+
+    def read(self, path, limit_bytes):
+        self.operations.append(("read", path.name))
+        return super().read(path, limit_bytes)
+
+    def names(self, directory):
+        self.operations.append(("list", directory.name))
+        return super().names(directory)
+
+
+def test_asking_again_reads_nothing(root):
+    promote(open_ledger(root))
+    reader = CountingReader()
+    ledger = Ledger(open_root(root, durable=False, reader=reader).verdicts)
+    for rank in (0, 1, 2, 3):
+        standing(ledger, rank)
+        standing(ledger, rank, OTHER_SCHEMA)
+        ledger.is_refused(RECORD)
+    once = list(reader.operations)
+    # one listing of all, one of the schema that something is known about, and the two files that were asked for
+    assert [what for what, _ in once] == ["list", "list", "read", "read"]
+    for rank in (0, 1, 2, 3):
+        standing(ledger, rank)
+        standing(ledger, rank, OTHER_SCHEMA)
+        ledger.is_refused(RECORD)
+    assert reader.operations == once
+
+
+def test_without_a_store_everything_holds_in_memory():
+    ledger = Ledger(None)
+    promote(ledger)
+    assert [standing(ledger, rank) for rank in (0, 1, 2)] == [VALIDATED, VALIDATED, UNPROVEN]
+    ledger.refuse(RECORD, "it kills", NOW_NS)
+    assert ledger.is_refused(RECORD)
+    quarantine(ledger)
+    assert standing(ledger) is QUARANTINED
+    assert list(ledger.entries()) == []
+
+
+def test_what_is_remembered_is_bounded(root, monkeypatch):
+    monkeypatch.setattr(ledger_module, "_MAX_REMEMBERED", 8)
+    ledger = open_ledger(root)
+    promote(ledger)
+    for number in range(50):
+        ledger.standing(SCHEMA.digest, digest_of(number))
+        ledger.standing(sample_schema(number + 10).digest, digest_of(0))
+        assert len(ledger._schemas) <= 9
+        assert all(len(known.standings) <= 9 for known in ledger._schemas.values())
+    assert standing(ledger, 1) is VALIDATED
+
+
+# -- limits -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_validations_of_a_schema_are_bounded(root, monkeypatch, caplog):
+    monkeypatch.setattr(ledger_module, "MAX_VALIDATIONS", 4)
+    for start in range(3):  # three processes, each with values of its own
+        ledger = open_ledger(root)
+        for rank in range(5):
+            promote(ledger, 100 * start + rank + 1)
+    assert not promote(ledger, 999)
+    assert standing(ledger, 999) is UNPROVEN
+    assert len(list((root / "verdicts" / SCHEMA.digest).iterdir())) == 4
+    assert caplog.text.count("more than 4 sets of left-out values") == 3  # once for each process
+    quarantine(ledger)
+    assert standing(open_ledger(root)) is QUARANTINED  # the ban is not one of them
+
+
+HUGE = {f"parameter {number}": "ab" * 32 for number in range(5000)}
+
+
+def test_verdicts_too_large_for_a_file_hold_in_this_process(ledger, root, caplog):
+    huge = Side("boot 1 17 2000", "host", HUGE)
+    assert ledger.promote(SCHEMA, side(0), huge, [(RECORD, seen())], NOW_NS)
+    assert ledger.standing(SCHEMA.digest, left_out_digest(HUGE)) is VALIDATED
+    assert standing(ledger) is VALIDATED
+    assert standing(open_ledger(root)) is UNPROVEN
+    assert "holds in this process only" in caplog.text
+
+
+def test_a_ban_too_large_for_a_file_is_kept_without_its_grounds(ledger, root):
+    wide = replace(SCHEMA, parameters=tuple((f"p{number}", "int", "semantic") for number in range(5000)))
+    huge = Side("boot 1 17 2000", "host", HUGE)
+    observation = seen(tactic="x" * MAX_SEALED_BYTES)
+    ledger.quarantine(wide, side(0), huge, RECORD, observation, replace(CONTRADICTION, detail="x" * MAX_SEALED_BYTES), NOW_NS)
+    later = open_ledger(root)
+    assert standing(later, 0, wide) is QUARANTINED
+    ((_, kept),) = later.entries()
+    assert (kept.schema, kept.sample, kept.reason) == (None, None, "another tactic list")
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------------------
+
+
+def tree(folder):
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+def test_verdicts_of_a_read_only_layer_count_and_new_ones_go_to_the_writable_root(tmp_path, root):
+    image = tmp_path / "image"
+    promote(open_ledger(image), 1)
+    before = tree(image)
+    ledger = open_ledger(root, layers=[image])
+    assert [standing(ledger, rank) for rank in (0, 1, 2)] == [VALIDATED, VALIDATED, UNPROVEN]
+    promote(ledger, 2)
+    quarantine(ledger, OTHER_SCHEMA)
+    ledger.refuse(RECORD, "it kills", NOW_NS)
+    assert tree(image) == before
+    later = open_ledger(root, layers=[image])
+    assert [standing(later, rank) for rank in (0, 1, 2)] == [VALIDATED] * 3
+    assert standing(later, 0, OTHER_SCHEMA) is QUARANTINED
+    assert later.is_refused(RECORD)
+    assert not open_ledger(image).is_refused(RECORD)
+
+
+def test_bans_and_refusals_of_any_layer_count(tmp_path, root):
+    layers = [tmp_path / "one", tmp_path / "two"]
+    quarantine(open_ledger(layers[1]))
+    open_ledger(layers[0]).refuse(RECORD, "it kills", NOW_NS)
+    promote(open_ledger(root))
+    ledger = open_ledger(root, layers=layers)
+    assert standing(ledger) is QUARANTINED
+    assert ledger.is_refused(RECORD)
+    overrule(ledger, Word.TRUSTED)  # the root's own word beats them
+    assert standing(open_ledger(root, layers=layers)) is VALIDATED
+
+
+def test_an_operators_word_in_a_layer(tmp_path, root):
+    """It beats the layer's own ban, not another's; the root's own word beats it, and may call for the evidence."""
+    image = tmp_path / "image"
+    quarantine(open_ledger(image))
+    overrule(open_ledger(image), Word.TRUSTED)
+    assert standing(open_ledger(root, layers=[image]), 7) is VALIDATED
+    overrule(open_ledger(root), Word.EVIDENCE)
+    assert standing(open_ledger(root, layers=[image]), 7) is QUARANTINED
+    overrule(open_ledger(root), Word.TRUSTED)
+    assert standing(open_ledger(root, layers=[image]), 7) is VALIDATED
+    other = tmp_path / "other"
+    quarantine(open_ledger(other))
+    assert standing(open_ledger(other, layers=[image]), 7) is QUARANTINED
+    overrule(open_ledger(image), Word.DISTRUSTED)
+    assert standing(open_ledger(tmp_path / "new", layers=[image]), 7) is QUARANTINED
+
+
+def test_a_root_that_is_only_read_is_never_written(root):
+    promote(open_ledger(root))
+    before = tree(root)
+    opened = open_read_only(root)
+    assert opened.marks is None
+    ledger = Ledger(opened.verdicts)
+    assert standing(ledger) is VALIDATED
+    promote(ledger, 5)
+    assert standing(ledger, 5) is VALIDATED
+    quarantine(ledger, OTHER_SCHEMA)
+    assert standing(ledger, 0, OTHER_SCHEMA) is QUARANTINED
+    ledger.refuse(RECORD, "it kills", NOW_NS)
+    assert ledger.is_refused(RECORD)
+    with pytest.raises(StoreIOError, match="read-only"):
+        overrule(ledger, Word.TRUSTED)
+    assert tree(root) == before
+
+
+def test_a_full_disk_costs_one_warning_and_no_exception(root, caplog):
+    open_root(root)
+    ledger = Ledger(open_root(root, writer=FaultyWriter(fail_at("write", DISK_FULL))).verdicts)
+    promote(ledger)
+    quarantine(ledger, OTHER_SCHEMA)
+    ledger.refuse(RECORD, "it kills", NOW_NS)
+    assert standing(ledger) is VALIDATED
+    assert standing(ledger, 0, OTHER_SCHEMA) is QUARANTINED
+    assert ledger.is_refused(RECORD)
+    assert caplog.text.count("holds in this process only") == 1
+    assert standing(open_ledger(root)) is UNPROVEN
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------------------
+
+SEALED = {name: seal(make().to_value()) for name, make in (("validation", sample_validation), ("quarantine", sample_quarantine))}
+DAMAGE = {
+    "empty": (make_file(b""), "corrupt"),
+    "random": (make_file(bytes(range(256)) * 4), "corrupt"),
+    "truncated": (make_file(SEALED["quarantine"][:-1]), "corrupt"),
+    "another kind": (make_file(seal(RECORD.to_value())), "corrupt"),
+    "wrong fields": (make_file(seal(Named("fi_cachestore.validation/1", {"unix_ns": 1}))), "corrupt"),
+    "another schema's": (make_file(seal(sample_quarantine(OTHER_SCHEMA).to_value())), "foreign"),
+    "another value's": (make_file(seal(sample_validation(9).to_value())), "foreign"),
+    "an override": (make_file(seal(sample_override(5).to_value())), "foreign"),
+    "ten gigabytes": (make_sparse, "corrupt"),
+    "directory": (Path.mkdir, "corrupt"),
+    "fifo": (os.mkfifo, "corrupt"),
+    "socket": (make_socket, "corrupt"),
+    "dangling link": (make_dangling_link, "corrupt"),
+    "link to itself": (make_loop, "corrupt"),
+    "endless device": (make_link_to_device, "corrupt"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.parametrize("stem", ["quarantine", f"validation-{digest_of(0)}"])
+def test_a_damaged_file_counts_as_absent_and_its_place_is_passed_over(root, name, stem):
+    make, reason = DAMAGE[name]
+    folder = root / "verdicts" / SCHEMA.digest
+    folder.mkdir(parents=True)
+    make(folder / f"{stem}.0.rec")
+    ledger = open_ledger(root)
+    assert standing(ledger) is UNPROVEN
+    assert ledger.damaged() == {reason: 1}
+    assert [(finding.path, finding.reason) for finding in verify(root).findings] == [(str(folder / f"{stem}.0.rec"), reason)]
+    promote(ledger)
+    assert standing(open_ledger(root)) is VALIDATED
+    quarantine(ledger)
+    assert standing(open_ledger(root)) is QUARANTINED
+
+
+def test_a_file_of_a_later_format_counts_as_absent(root, monkeypatch):
+    from fi_cachestore.records import envelope
+
+    monkeypatch.setattr(envelope, "FORMAT_VERSION", 2)
+    later = seal(sample_quarantine().to_value())
+    monkeypatch.undo()
+    folder = root / "verdicts" / SCHEMA.digest
+    folder.mkdir(parents=True)
+    (folder / "quarantine.0.rec").write_bytes(later)
+    ledger = open_ledger(root)
+    assert standing(ledger) is UNPROVEN
+    assert ledger.damaged() == {"future-format": 1}
+
+
+def test_where_every_place_is_taken_by_bad_files_a_verdict_holds_in_memory(root, caplog):
+    folder = root / "verdicts" / SCHEMA.digest
+    folder.mkdir(parents=True)
+    for generation in range(8):
+        (folder / f"quarantine.{generation}.rec").write_bytes(b"bad")
+    ledger = open_ledger(root)
+    quarantine(ledger)
+    assert standing(ledger) is QUARANTINED
+    assert "every name for it is taken by a bad file" in caplog.text
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_override_leaves_the_one_before_it_in_force(root, name):
+    ledger = open_ledger(root)
+    overrule(ledger, Word.TRUSTED)
+    place = root / "verdicts" / SCHEMA.digest / "override-00000004.0.rec"
+    DAMAGE[name][0](place)
+    assert standing(open_ledger(root)) is VALIDATED
+    assert overrule(ledger, Word.DISTRUSTED).number == 5
+    assert standing(open_ledger(root)) is QUARANTINED
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_refusal_refuses_nothing(root, name):
+    folder = root / "verdicts" / "refused"
+    folder.mkdir(parents=True)
+    DAMAGE[name][0](folder / f"{RECORD.digest}-{RECORD.content}.0.rec")
+    ledger = open_ledger(root)
+    assert not ledger.is_refused(RECORD)
+    ledger.refuse(RECORD, "it kills", NOW_NS)
+    assert open_ledger(root).is_refused(RECORD)
+
+
+def test_strange_names_are_passed_over_and_found_by_verify(root):
+    promote(open_ledger(root))
+    folder = root / "verdicts" / SCHEMA.digest
+    (folder / "quarantine.8.rec").write_bytes(b"")
+    (folder / "quarantine.rec").write_bytes(b"")
+    (folder / ".host-1-ab.tmp").write_bytes(b"")
+    (root / "verdicts" / "notes").write_text("hello")
+    (root / "marks").mkdir()
+    (root / "marks" / "notes").write_text("hello")
+    assert standing(open_ledger(root)) is VALIDATED
+    found = verify(root)
+    assert sorted(finding.reason for finding in found.findings) == [LEFTOVER, STRAY, STRAY, STRAY, STRAY]
+    assert found.verdict_count == 2
+
+
+def test_verify_counts_verdicts_and_marks(root):
+    opened = open_root(root, durable=False)
+    ledger = Ledger(opened.verdicts)
+    promote(ledger)
+    overrule(ledger, Word.TRUSTED)
+    ledger.refuse(RECORD, "it kills", NOW_NS)
+    from tests.validation.samples import mark
+
+    path = opened.marks.create(mark())
+    assert (verify(root).verdict_count, verify(root).mark_count, verify(root).findings) == (4, 1, ())
+    path.write_bytes(b"bad")
+    assert [(finding.path, finding.reason) for finding in verify(root).findings] == [(str(path), "corrupt")]
+
+
+def test_a_verdicts_folder_that_is_a_file_counts_as_empty(root, caplog):
+    open_root(root)
+    (root / "verdicts").write_text("not a folder")
+    ledger = open_ledger(root)
+    assert standing(ledger) is UNPROVEN
+    promote(ledger)
+    assert standing(ledger) is VALIDATED
+    assert "holds in this process only" in caplog.text
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_sixteen_threads_see_a_ban_at_once(root):
+    ledger = open_ledger(root)
+    start = threading.Barrier(16)
+    failures = []
+
+    def work(number):
+        start.wait(30)
+        try:
+            for rank in range(30):
+                promote(ledger, rank)
+                standing(ledger, rank)
+                if number == rank:
+                    quarantine(ledger)
+                    assert standing(ledger, rank) is QUARANTINED
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert {standing(ledger, rank) for rank in range(30)} == {QUARANTINED}
+
+
+def test_the_number_of_an_override_is_taken_by_one_writer(root):
+    folders = [VerdictFolder(root, durable=False, writer=OsFileSystem()) for _ in range(8)]
+    numbers = []
+    threads = [
+        threading.Thread(target=lambda folder=folder: numbers.extend(folder.append(sample_override()).number for _ in range(5)))
+        for folder in folders
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(numbers) == list(range(40))
