@@ -152,6 +152,11 @@ def declared(patterns: tuple[str, ...]) -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if text and any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
+def environment_with(changes: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with changes, for a child."""
+    return {**os.environ, **changes}
+
+
 def _root(argument: str | os.PathLike[str] | None, env: Mapping[str, str]) -> Setting[Path | None]:
     if argument is not None:
         return Setting(Path(argument).absolute(), "argument")

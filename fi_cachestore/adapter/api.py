@@ -32,13 +32,35 @@ def tune_key(
     Raises:
         IncompleteKeyError: the call cannot be described completely; names runner, field and type.
     """
+    return key_of(describe(op, runner, inputs, tuning_config=tuning_config, arguments=arguments, policy=policy))
+
+
+def describe(
+    op: str,
+    runner: TunableRunner,
+    inputs: Sequence[Any],
+    *,
+    tuning_config: TuningConfig | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    policy: Any = None,
+) -> RunnerView:
+    """Return what ``tune_key`` makes its key of: also what it leaves out, and why there is no key."""
     config = policies.apply(AutoTuner.get(), tuning_config or TuningConfig(), policy)
     call = Call(introspector(), op, config, inputs, arguments or {}, policies.resolved(config, policy))
-    found = RunnerView(call, runner).keys(call.bucket(), serving=True)
+    return RunnerView(call, runner)
+
+
+def key_of(view: RunnerView) -> TuneKey:
+    """Return the first key under which the described call is looked up.
+
+    Raises:
+        IncompleteKeyError: it has none.
+    """
+    found = view.keys(view.call.bucket(), serving=True)
     first = found[0]
     if isinstance(first, TuneKey):
         return first
-    raise IncompleteKeyError(op, tuple(gap for gap in found if isinstance(gap, Gap)))
+    raise IncompleteKeyError(view.call.op, tuple(gap for gap in found if isinstance(gap, Gap)))
 
 
 @functools.cache
