@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -43,7 +43,7 @@ _LONGEST_PAUSE_S: Final = 0.1
 class Ports:
     """What a session works with. The stores are ``None`` for a session that keeps everything in memory, ``group`` for one without ranks.
 
-    Without a ``ledger`` every record is believed.
+    Without a ``ledger`` every record is believed. ``pack`` puts loose records into packs, where it is worth it; it never raises.
     """
 
     records: Store[Record] | None
@@ -53,6 +53,7 @@ class Ports:
     settled: Store[Settlement] | None = None
     group: Group | None = None
     ledger: Ledger | None = None
+    pack: Callable[[], object] | None = None
 
 
 class Session:
@@ -272,7 +273,7 @@ class Session:
         return self._rules.in_force(device)
 
     def commit(self) -> None:
-        """End the session: agree with the other ranks, and keep the rules for later processes.
+        """End the session: agree with the other ranks, keep the rules for later processes, and pack what has come together.
 
         Never raises; a store that refuses costs one warning. Among ranks, every rank must call this or ``leave``.
         """
@@ -283,6 +284,8 @@ class Session:
                 self.warn_once("rules", "%s; a process that only attaches will look for records under each op's own buckets", error)
         if self.group is not None:
             self._agree(self.group)
+        if self._ports.pack is not None and self.report().tuned_count:
+            self._ports.pack()
 
     def _agree(self, group: Group) -> None:
         counts = self.report()

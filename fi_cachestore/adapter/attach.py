@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -26,6 +27,7 @@ from fi_cachestore.config import Mode, Settings
 from fi_cachestore.coordination.files import FileCoordinator
 from fi_cachestore.coordination.handover import leave, left
 from fi_cachestore.coordination.local import LocalCoordinator
+from fi_cachestore.coordination.packing import pack_in_turn
 from fi_cachestore.coordination.port import Coordinator, SystemClock
 from fi_cachestore.coordination.ranks import Layered
 from fi_cachestore.environment.identity import Environments
@@ -320,7 +322,8 @@ def _attached(
     coordinator: Coordinator = FileCoordinator(opened.claims) if share_tuning else LocalCoordinator()
     if group is not None and share_tuning:
         coordinator = Layered(group.ranks, coordinator)
-    ports = Ports(opened.records, opened.rules, coordinator, state.clock, opened.settled, group, Ledger(opened.verdicts))
+    pack = None if opened.packer is None else functools.partial(pack_in_turn, opened.packer, FileCoordinator(opened.claims))
+    ports = Ports(opened.records, opened.rules, coordinator, state.clock, opened.settled, group, Ledger(opened.verdicts), pack)
     session = Session(settings.mode.value, ports, limits, share_tuning=share_tuning, earlier=earlier)
     return Attached(session, overrides, identity, opened.path)
 

@@ -58,13 +58,7 @@ def unseal(data: bytes) -> Value:
     Raises:
         DamagedError: reason ``corrupt``, or ``future-format`` for a well-formed file of a later version.
     """
-    if len(data) < HEADER_BYTES + _CHECK_BYTES:
-        raise DamagedError(MissReason.CORRUPT, f"{len(data)} bytes are too few")
-    magic, version, body_bytes = _HEADER.unpack_from(data)
-    if magic != MAGIC:
-        raise DamagedError(MissReason.CORRUPT, "not a file of this library")
-    if _check(data[:-_CHECK_BYTES]) != data[-_CHECK_BYTES:]:
-        raise DamagedError(MissReason.CORRUPT, "checksum differs")
+    version, body_bytes = check_seal(data)
     if version > FORMAT_VERSION:
         raise DamagedError(MissReason.FUTURE_FORMAT, f"format {version}, this version reads {FORMAT_VERSION}")
     if version != FORMAT_VERSION or body_bytes != len(data) - HEADER_BYTES - _CHECK_BYTES:
@@ -73,6 +67,22 @@ def unseal(data: bytes) -> Value:
         return decode(data[HEADER_BYTES:-_CHECK_BYTES])
     except NotCanonicalError as error:
         raise DamagedError(MissReason.CORRUPT, error.reason) from error
+
+
+def check_seal(data: bytes) -> tuple[int, int]:
+    """Return the version and the length that ``data`` claim, once their checksum has shown that they are as they were written.
+
+    Raises:
+        DamagedError: reason ``corrupt``.
+    """
+    if len(data) < HEADER_BYTES + _CHECK_BYTES:
+        raise DamagedError(MissReason.CORRUPT, f"{len(data)} bytes are too few")
+    magic, version, body_bytes = _HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise DamagedError(MissReason.CORRUPT, "not a file of this library")
+    if _check(data[:-_CHECK_BYTES]) != data[-_CHECK_BYTES:]:
+        raise DamagedError(MissReason.CORRUPT, "checksum differs")
+    return version, body_bytes
 
 
 def unseal_front(data: bytes) -> tuple[Value, bytes]:

@@ -20,6 +20,7 @@ from fi_cachestore.store.loose import LooseReader, LooseStore
 from fi_cachestore.store.marks import MARKS_FOLDER, MarkFolder
 from fi_cachestore.store.pack import PACKS_FOLDER
 from fi_cachestore.store.packed import PackedReader, PackedStore, PackSet
+from fi_cachestore.store.packing import Packer
 from fi_cachestore.store.port import Store
 from fi_cachestore.store.publish import create_once
 from fi_cachestore.store.rules_log import RulesLog
@@ -44,7 +45,7 @@ _SMALL_FILE_BYTES: Final = 4096
 class OpenRoot:
     """An opened root: its records (read-only layers included), its rules, what ranks settled, verdicts, marks, and where claims are made.
 
-    ``marks`` is ``None`` for a root that is only read.
+    ``marks`` and ``packer`` are ``None`` for a root that is only read.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class OpenRoot:
     settled: Store[Settlement]
     verdicts: Verdicts
     marks: MarkFolder | None = None
+    packer: Packer[Record] | None = None
 
     @property
     def claims(self) -> Path:
@@ -167,7 +169,8 @@ def open_root(
         VerdictFolder(root, durable=durable, reader=reader, writer=writer), [VerdictFolder(layer) for layer in (*before, *after)]
     )
     rules = RulesLog(root, durable=durable, reader=reader, writer=writer)
-    return OpenRoot(root, records, rules, settled, verdicts, MarkFolder(root, reader=reader, writer=writer))
+    packer = Packer(loose, reader=reader, writer=writer)
+    return OpenRoot(root, records, rules, settled, verdicts, MarkFolder(root, reader=reader, writer=writer), packer)
 
 
 def open_read_only(root: Path, *, before: Sequence[Path] = (), after: Sequence[Path] = (), reader: Reader | None = None) -> OpenRoot:

@@ -63,7 +63,12 @@ class StoreContract:
         answers = [store.get(record.digest) for record in records]
         assert [answer.entry for answer in answers if isinstance(answer, Hit)] == records
         assert len(store) == len(records)
-        assert sorted(store) == sorted(record.digest for record in records)
+        digests = sorted(record.digest for record in records)
+        assert list(store) == digests
+        for prefix in ("", *(digests[3][:length] for length in (1, 2, 3, 64)), "x"):
+            assert list(store.starting_with(prefix)) == [digest for digest in digests if digest.startswith(prefix)]
+        store.refresh()
+        assert list(store) == digests
 
     def test_true_and_one_are_two_keys(self, store: Store[Record]) -> None:
         """Keys that Python takes for equal are told apart."""

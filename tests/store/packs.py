@@ -10,6 +10,7 @@ from fi_cachestore.store.loose import LooseReader, LooseStore
 from fi_cachestore.store.pack import PACKS_FOLDER
 from fi_cachestore.store.pack_writer import Sealed, write_pack
 from fi_cachestore.store.packed import PackedReader, PackedStore, PackSet
+from fi_cachestore.store.packing import Packer
 
 FILES = OsFileSystem()
 
@@ -60,3 +61,21 @@ class _CountingFile:
     def read_at(self, offset, size_bytes):
         self.counts["read_at"] += 1
         return self.inner.read_at(offset, size_bytes)
+
+
+def packer(root, *, reader=FILES, writer=FILES):
+    return Packer(LooseReader(Path(root), "objects", Record, reader=reader), reader=reader, writer=writer)
+
+
+def pack(root, **files):
+    """Pack what is there now."""
+    ours = packer(root, **files)
+    return ours.pack(ours.plan())
+
+
+def loose_files(root):
+    return sorted((Path(root) / "objects").rglob("*.rec"))
+
+
+def pack_files(root):
+    return sorted((Path(root) / PACKS_FOLDER).glob("*.pack"))

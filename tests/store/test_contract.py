@@ -9,8 +9,11 @@ from fi_cachestore.store.layers import Layered, ReadOnly
 from fi_cachestore.store.loose import LooseReader, LooseStore
 from fi_cachestore.store.memory import MemoryStore
 from fi_cachestore.store.open import open_store
+from fi_cachestore.store.packed import PackedStore
 from fi_cachestore.testing.samples import sample_record
 from fi_cachestore.testing.store_contract import StoreContract
+
+from .packs import loose_files, pack, packed_reader, packed_store
 
 
 class TestMemory(StoreContract):
@@ -47,6 +50,46 @@ class TestLayered(StoreContract):
 
     def reopen(self, store, tmp_path):
         return LooseReader(tmp_path / "own", "objects", Record)
+
+
+class TestPacked(StoreContract):
+    """Another view sees everything in packs, one pack per time that it is opened."""
+
+    def make(self, tmp_path):
+        return packed_store(tmp_path)
+
+    def reopen(self, store, tmp_path):
+        pack(tmp_path)
+        assert loose_files(tmp_path) == []
+        return packed_reader(tmp_path)
+
+
+class PacksAtOnce(PackedStore):
+    """Whatever is published goes into a pack before anybody looks."""
+
+    def publish(self, entry):
+        answer = super().publish(entry)
+        pack(self.root)
+        return answer
+
+
+class TestPackedAtOnce(StoreContract):
+    def make(self, tmp_path):
+        store = packed_store(tmp_path)
+        return PacksAtOnce(store._own, store._packs)
+
+    def reopen(self, store, tmp_path):
+        return packed_reader(tmp_path)
+
+
+class TestLayeredPacks(StoreContract):
+    def make(self, tmp_path):
+        own = packed_store(tmp_path / "own")
+        return Layered([ReadOnly(packed_reader(tmp_path / "image")), own], own)
+
+    def reopen(self, store, tmp_path):
+        pack(tmp_path / "own")
+        return packed_reader(tmp_path / "own")
 
 
 def test_the_file_holds_what_was_published_and_has_the_name_of_its_key(tmp_path):
