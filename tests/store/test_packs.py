@@ -465,3 +465,18 @@ def test_another_bundle_or_none_is_refused_and_the_error_survives_pickling(tmp_p
         with pytest.raises(NoSuchBundleError) as caught:
             open_bundle(place, digest)
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_pack_that_is_merged_between_listing_and_opening_is_read_from_where_it_went(tmp_path):
+    made = make_pack(tmp_path, RECORDS[:2], sequence=1)
+
+    class Merging(CountingReader):
+        def names(self, directory):
+            found = list(super().names(directory))
+            if made.path.exists():
+                make_pack(tmp_path, RECORDS, sequence=2)
+                made.path.unlink()
+            return iter(found)
+
+    store = packed_reader(tmp_path, reader=Merging())
+    assert [store.get(record.digest).entry for record in RECORDS] == RECORDS
