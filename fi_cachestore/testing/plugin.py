@@ -10,6 +10,7 @@ the end of collection on; the test that completes such a pair fails.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -29,14 +30,11 @@ class _Watch:
         self.guard = guard
         self.told_count = 0
 
-    def check(self) -> None:
-        """Fail the test for conflicts that are new."""
-        __tracebackhide__ = True
+    def news(self) -> list[str]:
+        """Return the conflicts that are new."""
         new = self.guard.conflicts[self.told_count :]
         self.told_count += len(new)
-        if new:
-            more = [f"and {len(new) - _MAX_SHOWN} more"] if len(new) > _MAX_SHOWN else []
-            pytest.fail("\n".join([*map(str, new[:_MAX_SHOWN]), *more]), pytrace=False)
+        return list(map(str, new))
 
 
 _OF_RUN = pytest.StashKey[_Watch]()
@@ -56,9 +54,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     config = session.config
     if not (config.getoption("key_guard") or config.getini("key_guard")) or config.option.collectonly:
         return (yield)
-    from fi_cachestore.testing.guard import KeyGuard
-
-    with KeyGuard() as guard:
+    with _guard() as guard:
         config.stash[_OF_RUN] = _Watch(guard)
         return (yield)
 
@@ -80,25 +76,32 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 def _check(item: pytest.Item) -> None:
     __tracebackhide__ = True
     of_run = item.config.stash.get(_OF_RUN, None)
-    for watch in [*([] if of_run is None else [of_run]), *item.stash.get(_OF_TEST, [])]:
-        watch.check()
+    watches = [*([] if of_run is None else [of_run]), *item.stash.get(_OF_TEST, [])]
+    new = list(dict.fromkeys(text for watch in watches for text in watch.news()))
+    if new:
+        more = [f"and {len(new) - _MAX_SHOWN} more"] if len(new) > _MAX_SHOWN else []
+        pytest.fail("\n".join([*new[:_MAX_SHOWN], *more]), pytrace=False)
 
 
 @pytest.fixture
 def key_guard(request: pytest.FixtureRequest) -> Iterator[KeyGuard]:
     """Fail the test if two of its calls share a key of this library and have different tactics."""
-    from fi_cachestore.testing.guard import KeyGuard
-
-    yield from _guarding(request, KeyGuard())
+    yield from _guarding(request, _guard())
 
 
 @pytest.fixture
 def legacy_key_guard(request: pytest.FixtureRequest) -> Iterator[KeyGuard]:
     """Fail the test if two of its calls share a persisted key of FlashInfer's and have different tactics."""
-    from fi_cachestore.testing.calls import legacy_key
-    from fi_cachestore.testing.guard import KeyGuard
+    yield from _guarding(request, _guard(legacy=True))
 
-    yield from _guarding(request, KeyGuard(legacy_key))
+
+def _guard(*, legacy: bool = False) -> KeyGuard:
+    """Import what a guard needs, now; what those libraries warn of as they are imported is nothing of the test's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from fi_cachestore.testing.calls import legacy_key
+        from fi_cachestore.testing.guard import KeyGuard, cachestore_key
+    return KeyGuard(legacy_key if legacy else cachestore_key)
 
 
 def _guarding(request: pytest.FixtureRequest, guard: KeyGuard) -> Iterator[KeyGuard]:

@@ -150,11 +150,16 @@ ACROSS = """
     def test_second():
         call(2)
 
-    def test_third():
+    def test_third(key_guard):
         call(1)
 
     def test_fourth(key_guard):
+        call(1)
         call(2)
+
+    def test_fifth():
+        for number in range(10):
+            call(2 + number)
 """
 
 
@@ -164,13 +169,13 @@ def test_a_whole_run_is_guarded_across_its_tests(run, pytester, how):
         pytester.makeini("[pytest]\nkey_guard = true")
     before = {name: vars(AutoTuner)[name] for name in ("choose_one", "rank_tactics")}
     result = run(ACROSS, *(["--key-guard"] if how == "option" else []))
-    result.assert_outcomes(passed=2, failed=2)
-    result.stdout.fnmatch_lines_random(["FAILED *test_second*", "FAILED *test_fourth*"])
+    result.assert_outcomes(passed=2, failed=3)
+    result.stdout.fnmatch_lines_random(["FAILED *test_second*", "FAILED *test_fourth*", "FAILED *test_fifth*", "and 5 more"])
     assert {name: vars(AutoTuner)[name] for name in before} == before
 
 
 def test_a_run_that_did_not_ask_is_not_guarded(run):
-    run(ACROSS).assert_outcomes(passed=4)
+    run(ACROSS).assert_outcomes(passed=4, failed=1)
 
 
 def test_collecting_starts_no_guard(run, monkeypatch):
