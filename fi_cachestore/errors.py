@@ -202,6 +202,23 @@ class NoSuchBundleError(CacheStoreError):
         return f"{self.path}: not the bundle {self.digest[:12]}: {self.reason}; `fi-cachestore pack --out` makes bundles"
 
 
+class NoSuchSchemaError(CacheStoreError):
+    """No key schema, or more than one, has this digest prefix."""
+
+    exit_code = 1
+
+    def __init__(self, prefix: str, matches: tuple[str, ...]) -> None:
+        """Keep the prefix asked for and what it matched."""
+        super().__init__(prefix, matches)
+        self.prefix, self.matches = prefix, matches
+
+    def __str__(self) -> str:
+        """Return how to ask better."""
+        if self.matches:
+            return f"{self.prefix}: {len(self.matches)} schemas start so ({', '.join(m[:16] for m in self.matches[:4])}); give more digits"
+        return f"{self.prefix}: no schema starts with these digits (at least four); `fi-cachestore trust` lists what is there"
+
+
 class UnsupportedFlashInferError(CacheStoreError):
     """The installed FlashInfer lacks something the adapter leans on."""
 

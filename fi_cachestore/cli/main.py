@@ -18,13 +18,14 @@ _HOMES = {
     "env": "fi_cachestore.cli.environment",
     "ls": "fi_cachestore.cli.records",
     "show": "fi_cachestore.cli.records",
+    "trust": "fi_cachestore.cli.trust",
     "verify": "fi_cachestore.cli.verify",
 }
 
 EXIT_CODES = """\b
 Exit codes:
   0   fine
-  1   findings: damaged files, keys that differ, no such record, a problem on this host
+  1   findings: damaged files, keys that differ, no such record or schema, a problem on this host
   2   usage
   10  configuration: settings, a refused root
   11  input or output
@@ -44,6 +45,7 @@ class LazyGroup(click.Group):
         "env": "Show settings, where each came from, and the facets of the environment.",
         "ls": "List records.",
         "show": "Show one record: its key in words, every tactic, who measured it.",
+        "trust": "Show which key schemas are believed and why, and have your word count.",
         "verify": "Check every file of a root.",
     }
 

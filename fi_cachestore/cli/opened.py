@@ -16,7 +16,7 @@ from fi_cachestore.records.envelope import MissReason
 from fi_cachestore.records.record import Record
 from fi_cachestore.store.open import layer_paths
 from fi_cachestore.store.port import Hit, Store
-from fi_cachestore.store.roots import check_root, open_read_only
+from fi_cachestore.store.roots import OpenRoot, check_root, open_read_only
 
 _SHORTEST_PREFIX = 4
 
@@ -44,8 +44,8 @@ def root_path(root: Path | None) -> Path:
     return settings.root.value
 
 
-def open_records(root: Path | None) -> tuple[Path, Store[Record]]:
-    """Return the root and its records, read-only layers included. Looking is allowed where serving would be refused; a note says so.
+def open_for_looking(root: Path | None) -> OpenRoot:
+    """Return the root as it is, read-only layers included. Looking is allowed where serving would be refused; a note says so.
 
     Raises:
         RootRefusedError: no directory is named and none can be found.
@@ -57,7 +57,17 @@ def open_records(root: Path | None) -> tuple[Path, Store[Record]]:
             check_root(directory)
         except RootRefusedError as error:
             note(f"note: engines would not use this root: {error}")
-    return path, open_read_only(path, before=before, after=after).records
+    return open_read_only(path, before=before, after=after)
+
+
+def open_records(root: Path | None) -> tuple[Path, Store[Record]]:
+    """Return the root and its records; see ``open_for_looking``.
+
+    Raises:
+        RootRefusedError: no directory is named and none can be found.
+    """
+    opened = open_for_looking(root)
+    return opened.path, opened.records
 
 
 def find_record(records: Store[Record], prefix: str) -> Hit[Record]:

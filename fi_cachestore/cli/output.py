@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from fi_cachestore.errors import CacheStoreError
@@ -81,3 +82,11 @@ def time_text(time_ns: int | None) -> str:
         return "-"
     micro = time_ns / 1e3
     return f"{micro:.2f} us" if micro < 1e3 else f"{micro / 1e3:.2f} ms"  # noqa: PLR2004 - a thousand
+
+
+def when(unix_ns: int) -> str:
+    """Return a wall-clock time for people."""
+    try:
+        return datetime.fromtimestamp(unix_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):
+        return f"{unix_ns} ns"

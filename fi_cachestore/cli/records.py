@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import click
 
 from fi_cachestore.cli.opened import find_record, json_option, open_records, root_option
-from fi_cachestore.cli.output import note, print_json, print_lines, print_table, time_text, to_json
+from fi_cachestore.cli.output import note, print_json, print_lines, print_table, time_text, to_json, when
 from fi_cachestore.keys.canonical import encode
 from fi_cachestore.keys.diff import ABSENT, Difference, diff, show
 from fi_cachestore.keys.digest import part_digest
@@ -101,7 +100,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         "none works" if best is None else best["text"],
         time_text(None if best is None else best["time_ns"]),
         _ratio(None if best is None else best["time_ns"], row["default_time_ns"]),
-        _when(row["measured_unix_ns"]),
+        when(row["measured_unix_ns"]),
     )
 
 
@@ -112,13 +111,6 @@ def short_type(runner_type: str) -> str:
 
 def _ratio(time_ns: int | None, default_ns: int | None) -> str:
     return f"{time_ns / default_ns:.2f}" if time_ns is not None and default_ns else "-"
-
-
-def _when(unix_ns: int) -> str:
-    try:
-        return datetime.fromtimestamp(unix_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    except (OverflowError, ValueError, OSError):
-        return f"{unix_ns} ns"
 
 
 @click.command("show")
@@ -152,7 +144,7 @@ def show_command(digest: str, root: Path | None, *, as_json: bool) -> None:
         [
             f"tactic list  {record.space.count} tactics, digest {record.space.digest[:12]}"
             + (", default raced beside them" if record.default_raced else ""),
-            f"measured     {_when(p.measured_unix_ns)} on {p.host}, process {p.pid}, in {p.tuning_ns / 1e9:.3f} s, by {p.library}",
+            f"measured     {when(p.measured_unix_ns)} on {p.host}, process {p.pid}, in {p.tuning_ns / 1e9:.3f} s, by {p.library}",
             f"on           {p.inputs}; " + ", ".join(f"{name}: {render(value)}" for name, value in p.performance.items()),
             f"file         {hit.source}",
         ]

@@ -38,11 +38,11 @@ class Standing(StrEnum):
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of one schema. ``word`` is the operator's; ``banned_because`` is empty for a schema that is not quarantined."""
+    """What is known of one schema. ``word`` is the operator's; the reasons are empty where there is none to ban or to trust."""
 
     word: Word | None = None
     banned_because: str = ""
-    is_trusted_below: bool = False
+    trusted_because: str = ""
     stems: tuple[tuple[VerdictFolder, frozenset[str]], ...] = ()
     standings: dict[Digest, Standing] = field(default_factory=dict)
 
@@ -89,6 +89,13 @@ class Ledger:
             if known.word is Word.TRUSTED:
                 return ""
             return known.banned_because or self._held.get(schema, "")
+
+    def trusted_because(self, schema: Digest) -> str:
+        """Return whose word makes a schema served, whatever the left-out values; empty if it is nobody's."""
+        with self._lock:
+            known = self._known(schema)
+            is_banned = known.word is not Word.TRUSTED and (known.banned_because or schema in self._held)
+            return "" if is_banned else known.trusted_because
 
     def is_refused(self, record: Record) -> bool:
         """Whether this very record, not another measurement of the same key, is never to be served."""
@@ -204,7 +211,7 @@ class Ledger:
             return Standing.VALIDATED
         if known.banned_because or schema in self._held:
             return Standing.QUARANTINED
-        if known.is_trusted_below or left_out in self._agreed.get(schema, ()):
+        if known.trusted_because or left_out in self._agreed.get(schema, ()):
             return Standing.VALIDATED
         stem = f"{_VALIDATION}{left_out}"
         stored = (self._get(folder, schema, stem) for folder, stems in known.stems if stem in stems)
@@ -224,13 +231,15 @@ class Ledger:
         own = None if self._verdicts is None else words.pop(self._verdicts.own, None)
         found.word = None if own is None else own.word
         if own is not None and own.word is Word.DISTRUSTED:
-            found.banned_because = f"distrusted by {own.who}: {own.why}"
+            found.banned_because = _said(own)
+        elif own is not None and own.word is Word.TRUSTED:
+            found.trusted_because = _said(own)
         for folder, stems in found.stems:
             word = words.get(folder) if found.word is not Word.EVIDENCE else None
             if word is not None and word.word is Word.TRUSTED:
-                found.is_trusted_below = True
+                found.trusted_because = found.trusted_because or _said(word)
             elif word is not None and word.word is Word.DISTRUSTED:
-                found.banned_because = found.banned_because or f"distrusted by {word.who}: {word.why}"
+                found.banned_because = found.banned_because or _said(word)
             elif "quarantine" in stems and isinstance(ban := self._get(folder, schema, "quarantine"), Quarantine):
                 found.banned_because = found.banned_because or f"{ban.reason} ({ban.detail})"
         return found
@@ -285,3 +294,7 @@ class Ledger:
         if topic not in self._warned:
             self._warned.add(topic)
             logger.warning(message, *values)
+
+
+def _said(word: Override) -> str:
+    return f"{word.word} by {word.who}: {word.why}"

@@ -135,12 +135,14 @@ def test_the_latest_override_beats_both(root, before):
         "said trusted",
     ]
     assert standing(ledger, 77) is VALIDATED  # for all left-out values
+    assert ledger.trusted_because(SCHEMA.digest) == "trusted by root@host: said trusted"
     assert ledger.banned_because(SCHEMA.digest) == ""
 
 
 def test_distrust_says_who_and_why(ledger):
     overrule(ledger, Word.DISTRUSTED)
     assert ledger.banned_because(SCHEMA.digest) == "distrusted by root@host: said distrusted"
+    assert ledger.trusted_because(SCHEMA.digest) == ""
 
 
 def test_what_another_rank_has_seen_holds_in_memory_alone(ledger, root):
@@ -229,10 +231,11 @@ def test_what_is_remembered_is_bounded(root, monkeypatch):
     ledger = open_ledger(root)
     promote(ledger)
     for number in range(50):
-        ledger.standing(SCHEMA.digest, digest_of(number))
-        ledger.standing(sample_schema(number + 10).digest, digest_of(0))
+        standing(ledger, number)
+        assert len(ledger._schemas[SCHEMA.digest].standings) <= 9
+    for number in range(50):
+        standing(ledger, 0, sample_schema(number + 10))
         assert len(ledger._schemas) <= 9
-        assert all(len(known.standings) <= 9 for known in ledger._schemas.values())
     assert standing(ledger, 1) is VALIDATED
 
 
@@ -318,6 +321,7 @@ def test_an_operators_word_in_a_layer(tmp_path, root):
     quarantine(open_ledger(image))
     overrule(open_ledger(image), Word.TRUSTED)
     assert standing(open_ledger(root, layers=[image]), 7) is VALIDATED
+    assert open_ledger(root, layers=[image]).trusted_because(SCHEMA.digest) == "trusted by root@host: said trusted"
     overrule(open_ledger(root), Word.EVIDENCE)
     assert standing(open_ledger(root, layers=[image]), 7) is QUARANTINED
     overrule(open_ledger(root), Word.TRUSTED)
