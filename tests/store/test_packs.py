@@ -479,4 +479,5 @@ def test_a_pack_that_is_merged_between_listing_and_opening_is_read_from_where_it
             return iter(found)
 
     store = packed_reader(tmp_path, reader=Merging())
+    assert len(store) == len(RECORDS)
     assert [store.get(record.digest).entry for record in RECORDS] == RECORDS
