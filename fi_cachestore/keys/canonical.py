@@ -23,8 +23,9 @@ Subclasses are refused, not packed as their base: ``IntEnum`` members, named tup
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import msgpack
@@ -84,8 +85,99 @@ def join_fields(kind: str, fields: Mapping[str, bytes]) -> bytes:
     """
     rows = sorted((_pack(name), content) for name, content in fields.items())
     heads = _pack(_NAMED) + _pack(kind), _pack(_DICT)
-    outer, inner = (msgpack.Packer().pack_array_header(count) for count in (3, 1 + 2 * len(rows)))
+    outer, inner = (_array_head(count) for count in (3, 1 + 2 * len(rows)))
     return _bounded(b"".join([outer, heads[0], inner, heads[1], *(part for row in rows for part in row)]), "value", kind)
+
+
+def split_fields(kind: str, names: Sequence[str], data: bytes) -> dict[str, bytes]:
+    """Return the bytes of the fields that ``join_fields`` has joined: just ``names``. They are not decoded; ``decode_field`` does that.
+
+    Raises:
+        NotCanonicalError: other bytes than ``join_fields`` writes around its fields.
+    """
+    parts = {}
+    try:
+        skipper = _Skipper(data)
+        for name, before in _places(kind, tuple(names)):
+            parts[name] = skipper.after(before)
+        skipper.end()
+    except (ValueError, msgpack.UnpackException) as error:
+        raise NotCanonicalError(f"other fields than those of {kind}", len(data)) from error
+    return parts
+
+
+@lru_cache(maxsize=16)
+def _places(kind: str, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
+    """Return, in the order of the fields, each name with the bytes that come between the field before it and its value."""
+    rows = sorted((_pack(name), name) for name in names)
+    head = _array_head(3) + _pack(_NAMED) + _pack(kind) + _array_head(1 + 2 * len(rows)) + _pack(_DICT)
+    return [(name, (b"" if index else head) + packed) for index, (packed, name) in enumerate(rows)]
+
+
+def split_tuple(data: bytes) -> list[bytes] | None:
+    """Return the bytes of the items of an encoded tuple, not decoded; ``None`` for anything else."""
+    try:
+        skipper = _Skipper(data)
+        items = skipper.items()
+        skipper.end()
+    except (ValueError, msgpack.UnpackException):
+        return None
+    return items
+
+
+def decode_field(data: bytes, depth: int = 2) -> Value:
+    """Return the value that ``encode_field`` has encoded, or one that stands ``depth`` containers deep.
+
+    Raises:
+        NotCanonicalError: as ``decode`` does.
+    """
+    return _decoded(data, depth)
+
+
+class _Skipper:
+    """Finds where encoded values end, without decoding them."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+        self._unpacker = msgpack.Unpacker(max_buffer_size=MAX_BYTES)
+        self._unpacker.feed(data)
+
+    def after(self, expected: bytes) -> bytes:
+        """Return the value after ``expected``, which must come next."""
+        end = self._at + len(expected)
+        if self._data[self._at : end] != expected:
+            message = "other bytes"
+            raise ValueError(message)
+        self._at = end
+        self._unpacker.read_bytes(len(expected))
+        return self._value()
+
+    def items(self) -> list[bytes]:
+        """Return the items of the tuple that comes next."""
+        count = self._unpacker.read_array_header()
+        head = _array_head(count) + _pack(_TUPLE)
+        self._at = len(head)
+        if not 0 < count <= MAX_ITEMS + 1 or self._data[: self._at] != head:
+            message = "not a tuple"
+            raise ValueError(message)
+        self._unpacker.skip()
+        return [self._value() for _ in range(count - 1)]
+
+    def _value(self) -> bytes:
+        self._unpacker.skip()
+        start, self._at = self._at, self._unpacker.tell()
+        return self._data[start : self._at]
+
+    def end(self) -> None:
+        """Make sure that nothing follows."""
+        if self._at != len(self._data):
+            message = "more bytes"
+            raise ValueError(message)
+
+
+def _array_head(count: int) -> bytes:
+    head: bytes = msgpack.Packer().pack_array_header(count)
+    return head
 
 
 def _pack(wire: object) -> bytes:
@@ -115,6 +207,10 @@ def decode(data: bytes) -> Value:
     Raises:
         NotCanonicalError: anything that ``encode`` does not write, including other spellings of the same value.
     """
+    return _decoded(data, 0)
+
+
+def _decoded(data: bytes, depth: int) -> Value:
     size = len(data)
     if size > MAX_BYTES:
         raise NotCanonicalError(f"longer than {MAX_BYTES} bytes", size)
@@ -132,7 +228,7 @@ def decode(data: bytes) -> Value:
         )
         if _pack(wire) != data:  # widths and lengths; what msgpack itself does not know about is checked on the way down
             raise NotCanonicalError("another spelling of the same value", size)
-        return _from_wire(wire, 0)
+        return _from_wire(wire, depth)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise NotCanonicalError(f"{type(error).__name__}: {error}"[:200], size) from error
 
@@ -192,35 +288,56 @@ def _wide_int(value: int) -> msgpack.ExtType:
 
 
 def _from_wire(wire: Any, depth: int) -> Value:
-    kind = type(wire)
-    if kind in _LEAVES:
-        return wire  # type: ignore[no-any-return]
-    if kind is msgpack.ExtType:
+    return wire if type(wire) in _LEAVES else _from_container(wire, depth)
+
+
+def _from_container(wire: Any, depth: int) -> Value:
+    """Return what an array stands for. Most items are leaves, and most containers hold nothing else: those cost no call."""
+    if type(wire) is not list:
         return _from_ext(wire)
-    if kind is not list or not wire or depth >= MAX_DEPTH:
-        message = "nested too deep" if wire else "an array without a tag"
-        raise ValueError(message if kind is list else f"a {kind.__name__}")
-    items = [_from_wire(item, depth + 1) for item in wire[1:]]
-    match wire[0] if type(wire[0]) is int else None:  # True equals 1
-        case 0 | 1 if len(items) <= MAX_ITEMS:
-            return items if wire[0] else tuple(items)
-        case 2 if len(items) % 2 == 0:
-            return _from_pairs(items, [_pack(key) for key in wire[1::2]])
-        case 3 if len(items) == 2 and type(items[0]) is str:  # noqa: PLR2004 - kind and content
-            return Named(items[0], items[1])
+    if not wire or depth >= MAX_DEPTH:
+        message = "nested too deep, or an array without a tag"
+        raise ValueError(message)
+    items = wire
+    if not _LEAVES.issuperset(map(type, wire)):
+        items = [item if type(item) in _LEAVES else _from_container(item, depth + 1) for item in wire]
+    tag, count = items[0], len(items)
+    if type(tag) is int:  # True equals 1
+        if tag in (_TUPLE, _LIST) and count <= MAX_ITEMS + 1:
+            return items[1:] if tag == _LIST else tuple(items[1:])
+        if tag == _NAMED and count == 3 and type(items[1]) is str:  # noqa: PLR2004 - tag, kind and content
+            return Named(items[1], items[2])
+        if tag == _DICT and count % 2 == 1:
+            return _from_pairs(items, wire)
     message = "an array with an unknown tag, or too long"
     raise ValueError(message)
 
 
-def _from_pairs(items: list[Value], keys: list[bytes]) -> dict[Any, Value]:
-    found = dict(zip(items[::2], items[1::2], strict=True))
-    if len(found) != len(keys) or any(a >= b for a, b in itertools.pairwise(keys)):
+def _from_pairs(items: list[Any], wire: list[Any]) -> dict[Any, Value]:
+    found = dict(zip(items[1::2], items[2::2], strict=True))
+    if 2 * len(found) != len(items) - 1 or not _is_ascending(wire[1::2]):
         message = "keys that are out of order or equal"
         raise ValueError(message)
     return found
 
 
-def _from_ext(wire: msgpack.ExtType) -> Value:
+def _is_ascending(keys: list[Any]) -> bool:
+    """Whether the bytes of ``keys`` ascend: those of short text, which most keys are, do so by length and then as the text does."""
+    last = (-1, "")
+    for key in keys:
+        if type(key) is not str or not key.isascii():
+            return all(a < b for a, b in itertools.pairwise(map(_pack, keys)))
+        here = (len(key), key)
+        if here <= last:
+            return False
+        last = here
+    return True
+
+
+def _from_ext(wire: Any) -> Value:
+    if type(wire) is not msgpack.ExtType:
+        message = f"a {type(wire).__name__}"
+        raise TypeError(message)
     value: Value = None
     if wire.code == _EXT_FLOAT:
         value = float.fromhex(wire.data.decode("ascii"))

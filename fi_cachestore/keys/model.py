@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 from fi_cachestore.errors import NotCanonicalError
-from fi_cachestore.keys.canonical import Named, Value, decode, encode, encode_field, join_fields
+from fi_cachestore.keys.canonical import Value, decode_field, encode, encode_field, join_fields, split_fields, split_tuple
 from fi_cachestore.keys.digest import Digest, key_digest, part_digest
 from fi_cachestore.keys.render import render
 
 _KIND: Final = "fi_cachestore.key/1"
+_PARTS: Final = ("op", "runner", "params", "inputs", "arguments", "profile", "policy", "extras", "environment")
+_PART_DEPTH: Final = 2
+_SHARED_COUNT: Final = 2048
+_SHARED_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +121,12 @@ class TuneKey:
         Raises:
             NotCanonicalError: the bytes are not those of a key of this format.
         """
-        value = decode(data)
-        if not isinstance(value, Named) or value.kind != _KIND or not isinstance(value.content, dict):
-            raise NotCanonicalError("not a key", len(data))
-        parts: dict[str, Any] = dict(value.content)
-        identity = RunnerIdentity(parts.pop("runner", None), parts.pop("params", None))
-        if set(parts) != {f.name for f in fields(cls)} - {"runner"} or not _well_formed(identity, parts):
-            raise NotCanonicalError("a key with other parts", len(data))
+        parts: dict[str, Any] = {name: _part(name, part) for name, part in split_fields(_KIND, _PARTS, data).items()}
+        identity = RunnerIdentity(parts.pop("runner"), parts.pop("params"))
+        if not _well_formed(identity, parts):
+            raise NotCanonicalError("a key with parts of other types", len(data))
         key = cls(runner=identity, **parts)
-        vars(key)["canonical"] = data  # decode() has shown that encoding gives these bytes
+        vars(key)["canonical"] = data  # splitting and decoding have shown that encoding gives these bytes
         return key
 
     def __eq__(self, other: object) -> bool:
@@ -135,6 +136,25 @@ class TuneKey:
     def __hash__(self) -> int:
         """Hash the canonical bytes."""
         return hash(self.canonical)
+
+
+def _part(name: str, data: bytes) -> Value:
+    """Return a part of a key. Most parts are the same in many keys: such are decoded once, and shared, as keys are never changed."""
+    if len(data) > _SHARED_BYTES:
+        return decode_field(data)
+    return _inputs(data) if name == "inputs" else _decoded(data, _PART_DEPTH)
+
+
+@lru_cache(maxsize=_SHARED_COUNT)
+def _decoded(data: bytes, depth: int) -> Value:
+    return decode_field(data, depth)
+
+
+@lru_cache(maxsize=_SHARED_COUNT)
+def _inputs(data: bytes) -> Value:
+    """Return the inputs of a call: the tensors of one call are those of another in other company."""
+    items = split_tuple(data)
+    return decode_field(data) if items is None else tuple(_decoded(item, _PART_DEPTH + 1) for item in items)
 
 
 def _well_formed(identity: RunnerIdentity, parts: dict[str, Any]) -> bool:

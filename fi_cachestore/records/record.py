@@ -183,10 +183,19 @@ def _check(record: Record) -> None:
         and is_digest(evidence.schema)
         and is_left_out(evidence.left_out)
         and type(record.default_raced) is bool
-        and all((m.time_ns is None or _is_count(m.time_ns)) and (m.failure is None or type(m.failure) is str) for m in record.measurements)
+        and _are_measurements(record.measurements)
     )
     if not right:
         raise DamagedError(MissReason.CORRUPT, "a record with fields of other types")
+
+
+def _are_measurements(measurements: tuple[Measurement, ...]) -> bool:
+    for m in measurements:
+        if (type(m.time_ns) is not int or m.time_ns < 0) and m.time_ns is not None:
+            return False
+        if m.failure is not None and type(m.failure) is not str:
+            return False
+    return True
 
 
 def _is_count(value: object) -> bool:

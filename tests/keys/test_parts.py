@@ -1,0 +1,142 @@
+"""Keys taken apart without decoding them whole: the same answer as decoding, for every spelling."""
+
+import msgpack
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fi_cachestore.errors import NotCanonicalError
+from fi_cachestore.keys import model
+from fi_cachestore.keys.canonical import (
+    MAX_ITEMS,
+    Named,
+    decode,
+    decode_field,
+    encode,
+    encode_field,
+    join_fields,
+    split_fields,
+    split_tuple,
+)
+from fi_cachestore.keys.model import TuneKey
+from fi_cachestore.testing.samples import sample_key
+
+CANONICAL = sample_key().canonical
+PARTS = set(sample_key().parts())
+
+
+def whole(data):
+    """Return the parts of a key by decoding all of it; ``None`` if it is none."""
+    try:
+        value = decode(data)
+    except NotCanonicalError:
+        return None
+    if (
+        not isinstance(value, Named)
+        or value.kind != "fi_cachestore.key/1"
+        or type(value.content) is not dict
+        or set(value.content) != PARTS
+    ):
+        return None
+    types = {"op": str, "runner": str, "inputs": tuple, "profile": tuple}
+    types |= dict.fromkeys(("params", "arguments", "policy", "environment"), dict)
+    return value.content if all(type(value.content[name]) is kind for name, kind in types.items()) else None
+
+
+def in_parts(data):
+    try:
+        return TuneKey.from_canonical(data).parts()
+    except NotCanonicalError:
+        return None
+
+
+@given(st.integers(0, len(CANONICAL) - 1), st.integers(1, 255), st.sampled_from(["flip", "cut", "insert", "swap"]))
+@example(0, 1, "flip")
+@settings(max_examples=600, deadline=None)
+def test_changed_bytes_are_a_key_in_parts_exactly_if_they_are_one_as_a_whole(at, byte, change):
+    changed = {
+        "flip": CANONICAL[:at] + bytes([CANONICAL[at] ^ byte]) + CANONICAL[at + 1 :],
+        "cut": CANONICAL[:at] + CANONICAL[at + byte % 9 + 1 :],
+        "insert": CANONICAL[:at] + bytes([byte]) + CANONICAL[at:],
+        "swap": CANONICAL[at:] + CANONICAL[:at],
+    }[change]
+    found = in_parts(changed)
+    assert encode(found) == encode(whole(changed)) if found is not None else whole(changed) is None
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.binary(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(("a", "b", "long name é"), VALUES)))
+@settings(max_examples=200, deadline=None)
+def test_fields_come_apart_as_they_were_joined(values):
+    fields = {name: encode_field(value, name) for name, value in values.items()}
+    joined = join_fields("kind", fields)
+    assert split_fields("kind", tuple(values), joined) == fields
+    assert {name: encode(decode_field(part)) for name, part in fields.items()} == {name: encode(value) for name, value in values.items()}
+    for wrong in (joined + b"\0", joined[:-1], joined[1:]):
+        with pytest.raises(NotCanonicalError):
+            split_fields("kind", tuple(values), wrong)
+    for names in (("a", "b"), ("a", "b", "other"), (*values, "z")):
+        with pytest.raises(NotCanonicalError):
+            split_fields("kind", names, joined)
+
+
+@given(st.lists(VALUES, max_size=20))
+@settings(max_examples=100, deadline=None)
+def test_tuples_come_apart(values):
+    assert split_tuple(encode(tuple(values))) == [encode(value) for value in values]
+    assert split_tuple(encode(values)) is None
+    assert split_tuple(encode(tuple(values)) + b"\0") is None
+    assert split_tuple(encode(tuple(values))[:-1]) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xdc\x00\x01\x00", b"\x91\xc2", b"\x90", b"\xc0", msgpack.packb([0, *[0] * (MAX_ITEMS + 1)]), b"\xdd\xff\xff\xff\xff\x00"],
+)
+def test_what_is_no_canonical_tuple_does_not_come_apart(data):
+    assert split_tuple(data) is None
+
+
+@pytest.mark.parametrize(("depth", "allowed_count"), [(0, 48), (2, 46), (3, 45)])
+def test_depth_counts_from_the_outside(depth, allowed_count):
+    empty, around = b"\x91\x00", b"\x92\x00"
+    decode_field(around * (allowed_count - 1) + empty, depth)
+    with pytest.raises(NotCanonicalError):
+        decode_field(around * allowed_count + empty, depth)
+
+
+@pytest.mark.parametrize("part", ["extras", "inputs"])
+def test_a_key_that_is_as_deep_as_can_be_comes_back_and_a_deeper_one_does_not(part):
+    deep = ()
+    for _ in range(45):
+        deep = (deep,)
+    key = sample_key(**{part: deep})
+    assert TuneKey.from_canonical(key.canonical) == key
+    with pytest.raises(NotCanonicalError):
+        TuneKey.from_canonical(key.canonical.replace(encode(deep), b"\x92\x00" + encode(deep)))
+
+
+def test_equal_parts_are_decoded_once_and_shared():
+    first, second = (TuneKey.from_canonical(sample_key(number).canonical) for number in (1, 2))
+    assert first.environment is second.environment
+    assert first.inputs is second.inputs
+    assert first.runner.params is not second.runner.params
+
+
+def test_what_is_kept_is_bounded():
+    for number in range(3 * model._SHARED_COUNT):
+        TuneKey.from_canonical(sample_key(number, inputs=(number,)).canonical)
+    assert model._decoded.cache_info().currsize <= model._SHARED_COUNT
+    assert model._inputs.cache_info().currsize <= model._SHARED_COUNT
+    before = model._decoded.cache_info().currsize
+    large = sample_key(extras="x" * 2 * model._SHARED_BYTES)
+    assert TuneKey.from_canonical(large.canonical) == large
+    assert model._decoded.cache_info().currsize == before
