@@ -219,6 +219,22 @@ class NoSuchSchemaError(CacheStoreError):
         return f"{self.prefix}: no schema starts with these digits (at least four); `fi-cachestore trust` lists what is there"
 
 
+class NoSuchSessionError(CacheStoreError):
+    """No session of this user is kept at this place in the order."""
+
+    exit_code = 1
+
+    def __init__(self, back: int, folder: str, kept_count: int) -> None:
+        """Keep which one was asked for, where they are, and how many there are."""
+        super().__init__(back, folder, kept_count)
+        self.back, self.folder, self.kept_count = back, folder, kept_count
+
+    def __str__(self) -> str:
+        """Return what is there, and when something would be."""
+        found = f"{self.folder} keeps {self.kept_count}" if self.folder else "no directory for them was found (FI_CACHESTORE_STATE_DIR)"
+        return f"session {self.back} from the end is not kept: {found}; a process keeps its misses when it commits, detaches or exits"
+
+
 class UnsupportedFlashInferError(CacheStoreError):
     """The installed FlashInfer lacks something the adapter leans on."""
 

@@ -20,12 +20,13 @@ _HOMES = {
     "show": "fi_cachestore.cli.records",
     "trust": "fi_cachestore.cli.trust",
     "verify": "fi_cachestore.cli.verify",
+    "why": "fi_cachestore.cli.why",
 }
 
 EXIT_CODES = """\b
 Exit codes:
   0   fine
-  1   findings: damaged files, keys that differ, no such record or schema, a problem on this host
+  1   findings: damaged files, keys that differ, no such record or schema, a key that is not served, a problem on this host
   2   usage
   10  configuration: settings, a refused root
   11  input or output
@@ -47,6 +48,7 @@ class LazyGroup(click.Group):
         "show": "Show one record: its key in words, every tactic, who measured it.",
         "trust": "Show which key schemas are believed and why, and have your word count.",
         "verify": "Check every file of a root.",
+        "why": "Say why a key is not served, what is nearest to it, and what to do.",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature

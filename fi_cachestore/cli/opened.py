@@ -44,6 +44,16 @@ def root_path(root: Path | None) -> Path:
     return settings.root.value
 
 
+def directories(root: Path | None) -> tuple[Path, ...]:
+    """Return the root and its read-only layers, in the order of search.
+
+    Raises:
+        RootRefusedError: no directory is named and none can be found.
+    """
+    before, after = layer_paths(config.load(root=root))
+    return (*before, root_path(root), *after)
+
+
 def open_for_looking(root: Path | None) -> OpenRoot:
     """Return the root as it is, read-only layers included. Looking is allowed where serving would be refused; a note says so.
 

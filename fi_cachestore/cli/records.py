@@ -195,9 +195,9 @@ def diff_command(a: str, b: str, root: Path | None, *, as_json: bool) -> int:
 
 
 def _difference(row: Difference) -> dict[str, Any]:
-    return {"field": row.path, "a": _side(row.left), "b": _side(row.right)}
+    return {"field": row.path, "a": side_json(row.left), "b": side_json(row.right)}
 
 
-def _side(side: Any) -> dict[str, Any]:
+def side_json(side: Any) -> dict[str, Any]:
     """Return one side as JSON; an absent one is empty."""
     return {} if side is ABSENT else {"value": to_json(side), "text": show(side)}

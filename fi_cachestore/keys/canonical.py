@@ -215,22 +215,38 @@ def _decoded(data: bytes, depth: int) -> Value:
     if size > MAX_BYTES:
         raise NotCanonicalError(f"longer than {MAX_BYTES} bytes", size)
     try:
-        wire = msgpack.unpackb(
-            data,
-            raw=False,
-            use_list=True,
-            strict_map_key=True,
-            max_array_len=2 * MAX_ITEMS + 1,
-            max_map_len=0,
-            max_str_len=MAX_BYTES,
-            max_bin_len=MAX_BYTES,
-            max_ext_len=MAX_BYTES,
-        )
+        wire = _unpacked(data)
         if _pack(wire) != data:  # widths and lengths; what msgpack itself does not know about is checked on the way down
             raise NotCanonicalError("another spelling of the same value", size)
         return _from_wire(wire, depth)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise NotCanonicalError(f"{type(error).__name__}: {error}"[:200], size) from error
+
+
+def skim(data: bytes) -> Any:
+    """Return the wire form of canonical bytes, unchecked: for looking through very many, never for serving what was found.
+
+    Raises:
+        NotCanonicalError: no msgpack, or over the limits.
+    """
+    try:
+        return _unpacked(data)
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
+        raise NotCanonicalError(f"{type(error).__name__}: {error}"[:200], len(data)) from error
+
+
+def _unpacked(data: bytes) -> Any:
+    return msgpack.unpackb(
+        data,
+        raw=False,
+        use_list=True,
+        strict_map_key=True,
+        max_array_len=2 * MAX_ITEMS + 1,
+        max_map_len=0,
+        max_str_len=MAX_BYTES,
+        max_bin_len=MAX_BYTES,
+        max_ext_len=MAX_BYTES,
+    )
 
 
 def _to_wire(value: Any, depth: int) -> object:
