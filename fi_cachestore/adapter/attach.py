@@ -19,6 +19,7 @@ from fi_cachestore.adapter import missing
 from fi_cachestore.adapter.contracts import flashinfer_contracts
 from fi_cachestore.adapter.introspect import Introspector
 from fi_cachestore.adapter.joining import Meeting, environment_of, meet, timings_averaged_over
+from fi_cachestore.adapter.orphans import OrphanWatch
 from fi_cachestore.adapter.policy import rule_fields
 from fi_cachestore.adapter.state import AdapterState, Attached, Overrides, default_device
 from fi_cachestore.adapter.symbols import check
@@ -325,7 +326,7 @@ def _attached(
     pack = None if opened.packer is None else functools.partial(pack_in_turn, opened.packer, FileCoordinator(opened.claims))
     ports = Ports(opened.records, opened.rules, coordinator, state.clock, opened.settled, group, Ledger(opened.verdicts), pack)
     session = Session(settings.mode.value, ports, limits, share_tuning=share_tuning, earlier=earlier)
-    return Attached(session, overrides, identity, opened.path)
+    return Attached(session, overrides, identity, opened.path, OrphanWatch([opened.path, *read_only_paths(settings)], opened.records))
 
 
 def _commit(attached: Attached, state: AdapterState) -> None:

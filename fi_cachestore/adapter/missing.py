@@ -40,6 +40,7 @@ def note(
     ``is_covered`` tells that some record serves the call nevertheless.
     """
     state.missed.decided()
+    state.look_for_orphans(described.calls[0].device)
     for index, record in enumerate(rows):
         if record is None:
             _note_miss(state, described, index, is_covered=is_covered)

@@ -13,6 +13,7 @@ import torch
 from fi_cachestore.adapter.frames import Frames, OwnObjects
 from fi_cachestore.adapter.introspect import Introspector
 from fi_cachestore.adapter.joining import Meeting
+from fi_cachestore.adapter.orphans import OrphanWatch, device_at_hand
 from fi_cachestore.coordination.port import Clock
 from fi_cachestore.environment.facets import Device
 from fi_cachestore.errors import Gap
@@ -54,6 +55,7 @@ class Attached:
     overrides: Overrides
     identity: tuple[object, ...]
     root: Path | None = None
+    orphans: OrphanWatch | None = None
     process_group: Any = None
     tuning_count: int = 0
     devices: set[Device] = field(default_factory=set)
@@ -79,6 +81,7 @@ class AdapterState:
         self._lingering: list[Meeting] = []
         self._communicating: set[str] = set()
         self._voted: set[Digest] = set()
+        self._watched: set[tuple[object, ...]] = set()
 
     # -- sessions ---------------------------------------------------------------------------------------------------------------
 
@@ -87,6 +90,7 @@ class AdapterState:
         others = [known for known in self.attached if known.tuning_count > 0 or known.identity != attached.identity]
         self.attached = (attached, *others)
         self.forget()
+        self.look_for_orphans(device_at_hand())
 
     def remove(self, attached: Attached) -> None:
         """Take a session off, wherever it stands."""
@@ -136,6 +140,16 @@ class AdapterState:
             self.suspended_because = why
             self.forget()
             logger.warning("%s: fi_cachestore stays out of the way; every process tunes for itself, in memory", why)
+
+    def look_for_orphans(self, device: Device | None) -> None:
+        """Say, once per session's root and kind of device, what a change of the environment has left behind."""
+        if device is None:
+            return
+        for attached in self.attached:
+            topic = (*attached.identity[:2], device.type)
+            if attached.orphans is not None and topic not in self._watched:
+                self._watched.add(topic)
+                attached.orphans.say(device, self.introspector.environments)
 
     # -- rules ------------------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The environment as a JSON file, for people. Nothing reads it back: records carry their own facets."""
+"""The environment as a JSON file, for people, and to tell them what has changed: records carry their own facets."""
 
 from __future__ import annotations
 
