@@ -42,6 +42,7 @@ MAX_BYTES = 512 * 1024
 _TUPLE, _LIST, _DICT, _NAMED = range(4)
 _CONTAINERS = (tuple, list, dict)
 _LEAVES = frozenset({type(None), bool, int, str, bytes})
+_AS_THEY_ARE = frozenset({type(None), bool, bytes})
 _EXT_FLOAT, _EXT_WIDE_INT = 1, 2
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 
@@ -274,6 +275,9 @@ def _to_wire(value: Any, depth: int) -> object:
 
 def _inside(value: Any, place: object, depth: int) -> object:
     """Encode a part; an error on the way up learns the path to it."""
+    kind = type(value)
+    if (kind is str and value.isascii()) or kind in _AS_THEY_ARE or (kind is int and _INT_MIN <= value <= _INT_MAX):
+        return value  # most parts: no further call
     try:
         return _to_wire(value, depth + 1)
     except UnsupportedValueError as error:
@@ -282,12 +286,18 @@ def _inside(value: Any, place: object, depth: int) -> object:
 
 
 def _pairs(mapping: dict[Any, Any], depth: int) -> list[object]:
+    if all(type(key) is str and key.isascii() for key in mapping):  # the bytes of short text ascend by length, then as the text does
+        return [part for key in sorted(mapping, key=_by_length) for part in (key, _inside(mapping[key], key, depth))]
     rows = []
     for key, item in mapping.items():
         wire = _inside(key, "(key)", depth)
         rows.append((_pack(wire), wire, _inside(item, str(key), depth)))
     rows.sort(key=lambda row: row[0])
     return [part for _, key, item in rows for part in (key, item)]
+
+
+def _by_length(text: str) -> tuple[int, str]:
+    return len(text), text
 
 
 def _text(text: str) -> str:
@@ -343,7 +353,7 @@ def _is_ascending(keys: list[Any]) -> bool:
     for key in keys:
         if type(key) is not str or not key.isascii():
             return all(a < b for a, b in itertools.pairwise(map(_pack, keys)))
-        here = (len(key), key)
+        here = _by_length(key)
         if here <= last:
             return False
         last = here

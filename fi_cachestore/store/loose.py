@@ -31,7 +31,7 @@ _PUBLISH_ATTEMPTS: Final = 3
 
 def entry_path(folder: Path, digest: Digest, generation: int) -> Path:
     """Return where an entry lives."""
-    return folder / digest[:2] / f"{digest}.{generation}.rec"
+    return folder / f"{digest[:2]}/{digest}.{generation}.rec"
 
 
 class LooseReader(Generic[E]):

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from fi_cachestore.errors import StoreIOError
@@ -17,8 +18,12 @@ TEMPORARY_SUFFIX = ".tmp"
 
 def temporary_name() -> str:
     """Return a name nobody else uses: host, process and 64 random bits, so that leftovers can be traced to their writer."""
-    host = "".join(c if c.isalnum() or c in "-_" else "_" for c in socket.gethostname())[:40]
-    return f".{host}-{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    return f".{_host()}-{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+
+
+@lru_cache(maxsize=1)
+def _host() -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in socket.gethostname())[:40]
 
 
 def create_once(writer: Writer, path: Path, data: bytes, *, durable: bool) -> bool:
