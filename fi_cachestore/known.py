@@ -65,6 +65,11 @@ class Known:
             self._records.refresh()
         self._misses.clear()
 
+    def preload(self) -> None:
+        """Take every record of the store into memory."""
+        for digest in () if self._records is None else self._records:
+            self.find(digest)
+
     def take_in(self, record: Record) -> None:
         """Serve a record from somewhere else, unless there is one."""
         self._misses.pop(record.digest, None)

@@ -105,6 +105,10 @@ class Session:
         self._rules.reload()
         self.choices.refresh()
 
+    def preload(self) -> None:
+        """Read every record now."""
+        self.known.preload()
+
     def take_in(self, sealed: bytes) -> bool:
         """Serve a record that another rank left; return whether it was one."""
         try:

@@ -18,7 +18,7 @@ from fi_cachestore import config
 from fi_cachestore.adapter import missing
 from fi_cachestore.adapter.contracts import flashinfer_contracts
 from fi_cachestore.adapter.introspect import Introspector
-from fi_cachestore.adapter.joining import Meeting, environment_of, meet, timings_averaged_over
+from fi_cachestore.adapter.joining import Meeting, environment_of, met, timings_averaged_over
 from fi_cachestore.adapter.orphans import OrphanWatch
 from fi_cachestore.adapter.policy import rule_fields
 from fi_cachestore.adapter.state import AdapterState, Attached, Overrides, default_device
@@ -33,13 +33,12 @@ from fi_cachestore.coordination.port import Coordinator, SystemClock
 from fi_cachestore.coordination.ranks import Layered
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.environment.manifest import manifest
-from fi_cachestore.environment.process import boot_id
 from fi_cachestore.errors import BoardLostError, CacheStoreError, ConfigError, UnsupportedFlashInferError
 from fi_cachestore.records.rules import Rule
 from fi_cachestore.report import Report
 from fi_cachestore.session import Ports, Session
 from fi_cachestore.store.open import open_session_root, read_only_paths
-from fi_cachestore.store.roots import OpenRoot, root_name, write_manifest
+from fi_cachestore.store.roots import OpenRoot, write_manifest
 from fi_cachestore.validation.ledger import Ledger
 from fi_cachestore.work import Limits
 
@@ -157,6 +156,7 @@ def autotune(
     cuda_graph_profile_replays: int | None = None,
     share_tuning: bool = True,
     collective_ops: str | Collection[str] = (),
+    preload: bool = False,
 ) -> Iterator[SessionHandle]:
     """Tune with records, in place of ``flashinfer.autotune`` and ``autotune_v2``.
 
@@ -169,6 +169,7 @@ def autotune(
     by one of them, and at the end all serve the same runner and tactic for calls that several make. FlashInfer's process group is set
     to it for the block, for callers that look. ``collective_ops`` names ops whose runners communicate while they run, beyond those that
     are known to: all ranks measure these together. Without ``share_tuning`` every rank measures for itself, for memory only.
+    With ``preload`` all records are read at once, not when they are first asked for.
 
     A cache that cannot be used costs one warning, never an exception.
 
@@ -180,7 +181,7 @@ def autotune(
     skipped = frozenset({skip_ops} if isinstance(skip_ops, str) else skip_ops or ())
     rule = Rule(buckets, bool(round_up), cuda_graph_profile_replays, **rule_fields(policy))
     collective = frozenset({collective_ops} if isinstance(collective_ops, str) else collective_ops)
-    handle = _open(root, mode, Overrides(rule, policy, skipped, collective), group=group, share_tuning=share_tuning)
+    handle = _open(root, mode, Overrides(rule, policy, skipped, collective), group=group, share_tuning=share_tuning, preload=preload)
     forwarded: dict[str, Any] = {"tuning_buckets": tuning_buckets, "round_up": round_up, "skip_ops": skip_ops}
     if cuda_graph_profile_replays is not None:
         forwarded["cuda_graph_profile_replays"] = cuda_graph_profile_replays
@@ -191,10 +192,13 @@ def autotune(
         yield handle
 
 
-def attach(mode: str | Mode = Mode.REPLAY, *, root: str | os.PathLike[str] | None = None, group: Any = None) -> SessionHandle:
+def attach(
+    mode: str | Mode = Mode.REPLAY, *, root: str | os.PathLike[str] | None = None, group: Any = None, preload: bool = False
+) -> SessionHandle:
     """Serve from records, from now until ``detach``; in mode ``auto``, also tune whenever FlashInfer's own contexts do.
 
     Buckets, rounding and policy are those of the last session committed to the root. A cache that cannot be used costs one warning.
+    A record is read when it is first asked for; with ``preload`` all are read now.
 
     With ``group``, a ``torch.distributed`` process group, a rank that joins serves what ranks that served before have left for it in the
     group's store, and a rank that has records leaves them there. No collective is called and nobody is waited for.
@@ -202,7 +206,7 @@ def attach(mode: str | Mode = Mode.REPLAY, *, root: str | os.PathLike[str] | Non
     Raises:
         ConfigError: ``mode`` is not one of the modes.
     """
-    handle = _open(root, mode, Overrides())
+    handle = _open(root, mode, Overrides(), preload=preload)
     if group is not None:
         handle.hand_over(group)
     return handle
@@ -218,7 +222,13 @@ def detach() -> None:
 
 
 def _open(
-    root: str | os.PathLike[str] | None, mode: str | Mode | None, overrides: Overrides, *, group: Any = None, share_tuning: bool = True
+    root: str | os.PathLike[str] | None,
+    mode: str | Mode | None,
+    overrides: Overrides,
+    *,
+    group: Any = None,
+    share_tuning: bool = True,
+    preload: bool = False,
 ) -> SessionHandle:
     settings = _settings(root, mode)
     state, opened, cannot = None, None, ""
@@ -227,7 +237,7 @@ def _open(
             state, cannot = _supported(settings)
         if state is not None and settings.mode.value is not Mode.EPHEMERAL:
             opened, cannot = _opened(settings)
-    meeting = None if group is None else _met(group, settings, state, opened, cannot)
+    meeting = None if group is None else met(group, settings, opened, cannot, _facets(state))
     if group is not None and meeting is None:
         opened, cannot = None, ""  # said already
     with _lock:
@@ -238,7 +248,9 @@ def _open(
         attached = _attached(settings, state, overrides, opened, cannot, meeting, share_tuning=share_tuning)
         attached.process_group = group
         state.put_first(attached)
-        return SessionHandle(attached.session.mode, attached, state, meeting)
+    if preload:
+        attached.session.preload()
+    return SessionHandle(attached.session.mode, attached, state, meeting)
 
 
 def _supported(settings: Settings) -> tuple[AdapterState | None, str]:
@@ -260,21 +272,8 @@ def _opened(settings: Settings) -> tuple[OpenRoot | None, str]:
         return None, str(error)
 
 
-def _met(group: Any, settings: Settings, state: AdapterState | None, opened: OpenRoot | None, cannot: str) -> Meeting | None:
-    """Meet the ranks of ``group`` and start alike; ``None`` (said once) where nothing can be shared."""
-    environment = {} if state is None else environment_of(state.introspector.environments.of(default_device()))
-    name = "" if opened is None else root_name([opened.path, *read_only_paths(settings)], boot_id())
-    try:
-        meeting = meet(group, settings, SystemClock(), root_name=name, cannot=cannot, environment=environment)
-    except Exception as error:  # noqa: BLE001 - whatever the group's collectives raise: the cache must not be what stops the engine
-        logger.warning("the ranks of the group do not meet (%s); every rank tunes for itself, in memory", str(error).splitlines()[0])
-        return None
-    if meeting.group is None:
-        logger.warning("%s; every rank tunes for itself, in memory", meeting.why_not)
-        return None
-    if opened is not None and (received := meeting.group.level(opened.records)):
-        logger.info("%d records of other hosts came in", received)
-    return meeting
+def _facets(state: AdapterState | None) -> dict[str, str]:
+    return {} if state is None else environment_of(state.introspector.environments.of(default_device()))
 
 
 def _settings(root: str | os.PathLike[str] | None, mode: str | Mode | None) -> Settings:

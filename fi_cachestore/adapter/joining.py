@@ -15,11 +15,14 @@ import flashinfer.autotuner
 
 from fi_cachestore import __version__
 from fi_cachestore.config import Mode, Settings
-from fi_cachestore.coordination.port import Clock
+from fi_cachestore.coordination.port import Clock, SystemClock
 from fi_cachestore.coordination.ranks import Heart, Member, Patience, Ranks
 from fi_cachestore.coordination.torch_store import Joined, join
 from fi_cachestore.environment.manifest import manifest
+from fi_cachestore.environment.process import boot_id
 from fi_cachestore.group import Group
+from fi_cachestore.store.open import read_only_paths
+from fi_cachestore.store.roots import OpenRoot, root_name
 
 logger: Final = logging.getLogger("fi_cachestore")
 
@@ -74,6 +77,22 @@ def meet(process_group: Any, settings: Settings, clock: Clock, *, root_name: str
     ranks = Ranks(joined.board, joined.rank, members, clock, Patience(dead_after_s, settings.max_wait_s.value))
     heart = Heart(ranks, joined.beats, min(_MAX_BEAT_S, dead_after_s / _BEATS_PER_DEATH))
     return Meeting(joined, Group(ranks, [said["root"] for said in joined.said]), heart, None)
+
+
+def met(process_group: Any, settings: Settings, opened: OpenRoot | None, cannot: str, environment: Mapping[str, str]) -> Meeting | None:
+    """Meet the ranks of a process group and start alike; ``None`` (said once) where nothing can be shared."""
+    name = "" if opened is None else root_name([opened.path, *read_only_paths(settings)], boot_id())
+    try:
+        meeting = meet(process_group, settings, SystemClock(), root_name=name, cannot=cannot, environment=environment)
+    except Exception as error:  # noqa: BLE001 - whatever the group's collectives raise: the cache must not be what stops the engine
+        logger.warning("the ranks of the group do not meet (%s); every rank tunes for itself, in memory", str(error).splitlines()[0])
+        return None
+    if meeting.group is None:
+        logger.warning("%s; every rank tunes for itself, in memory", meeting.why_not)
+        return None
+    if opened is not None and (received := meeting.group.level(opened.records)):
+        logger.info("%d records of other hosts came in", received)
+    return meeting
 
 
 def _why_not(joined: Joined) -> str | None:

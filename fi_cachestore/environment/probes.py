@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
@@ -141,7 +142,9 @@ def _cudnn(_: Device) -> str | None:
     return str(version) if version else None
 
 
+@lru_cache(maxsize=64)
 def _package(name: str) -> str:
+    """Return the version of a package. Asked once per process: each question reads directories, and what is imported does not change."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
