@@ -19,6 +19,7 @@ from fi_cachestore.keys.digest import (
 )
 from fi_cachestore.records.envelope import seal, unseal
 from fi_cachestore.records.mark import Mark
+from fi_cachestore.records.missed import Beyond, Keyless, Missed, MissedSession
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import Rule, SessionRules
 from fi_cachestore.records.settlement import Settlement
@@ -110,6 +111,26 @@ def test_settlement_bytes():
     data = (GOLDEN / "settlement-v1.rec").read_bytes()
     assert seal(settlement.to_value()) == data
     assert Settlement.from_value(unseal(data)) == settlement
+
+
+def test_bytes_of_kept_misses():
+    session = MissedSession(
+        library="fi_cachestore 0.1.0",
+        host="sample-host",
+        pid=4242,
+        mode="replay",
+        roots=("/var/cache/engine",),
+        started_unix_ns=1_790_000_000_000_000_000,
+        ended_unix_ns=1_790_000_000_000_000_001,
+        decided_count=7,
+        dropped_count=0,
+        missed=(Missed(sample_key().canonical, "absent", "", 2, is_covered=False),),
+        keyless=(Keyless("sample_gemm", "incomplete key", ("a gap",), 3),),
+        beyond=(Beyond("sample_gemm", 0, 256, 5000, 4),),
+    )
+    data = (GOLDEN / "missed-v1.rec").read_bytes()
+    assert seal(session.to_value()) == data
+    assert MissedSession.from_value(unseal(data)) == session
 
 
 @pytest.mark.parametrize("name", samples.VERDICTS)
