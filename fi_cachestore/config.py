@@ -16,6 +16,8 @@ FI_CACHESTORE_DEAD_AFTER_S  how long a rank without a sign of life counts as ali
 FI_CACHESTORE_ADDRESS       address of this host for the ranks on others; by default several are tried
 FI_CACHESTORE_STATE_DIR     where the last sessions' misses are kept for ``fi-cachestore why``; default ``$XDG_STATE_HOME/fi_cachestore``,
                             else ``~/.local/state/fi_cachestore``; ``/dev/null`` keeps none
+FI_CACHESTORE_MAX_VALUES    values of one parameter in one op beyond which it is reported as probably dynamic
+FI_CACHESTORE_MAX_KEYS      keys of one op in one process beyond which its new calls are tuned in memory
 ==========================  ==============================================================================================
 """
 
@@ -36,12 +38,28 @@ T = TypeVar("T")
 
 PREFIX: Final = "FI_CACHESTORE_"
 _NAMES: Final = tuple(
-    PREFIX + name for name in ("DIR", "PATH", "TRUST", "MODE", "DURABLE", "MAX_WAIT_S", "STALL_S", "DEAD_AFTER_S", "ADDRESS", "STATE_DIR")
+    PREFIX + name
+    for name in (
+        "DIR",
+        "PATH",
+        "TRUST",
+        "MODE",
+        "DURABLE",
+        "MAX_WAIT_S",
+        "STALL_S",
+        "DEAD_AFTER_S",
+        "ADDRESS",
+        "STATE_DIR",
+        "MAX_VALUES",
+        "MAX_KEYS",
+    )
 )
 WRITABLE_MARK = "@"
 DEFAULT_MAX_WAIT_S = 600.0
 DEFAULT_STALL_S = 120.0
 DEFAULT_DEAD_AFTER_S = 15.0
+DEFAULT_MAX_VALUES = 256
+DEFAULT_MAX_KEYS = 16384
 
 
 class Mode(StrEnum):
@@ -75,6 +93,8 @@ class Settings:
     dead_after_s: Setting[float]
     address: Setting[str | None]
     state: Setting[Path | None]
+    max_values: Setting[int]
+    max_keys: Setting[int]
     master_address: str | None = None
     """Where torch.distributed meets, if a launcher said so (``MASTER_ADDR``): one more address at which the first rank may be reached."""
 
@@ -91,6 +111,8 @@ class Settings:
             "dead_after_s": self.dead_after_s.value,
             "address": self.address.value,
             "state": None if self.state.value is None else str(self.state.value),
+            "max_values": self.max_values.value,
+            "max_keys": self.max_keys.value,
         }
         return {name: {"value": value, "source": getattr(self, name).source} for name, value in plain.items()}
 
@@ -118,6 +140,8 @@ def load(
         dead_after_s=_seconds("FI_CACHESTORE_DEAD_AFTER_S", DEFAULT_DEAD_AFTER_S, env),
         address=_address(env),
         state=_state(env),
+        max_values=_count("FI_CACHESTORE_MAX_VALUES", DEFAULT_MAX_VALUES, env),
+        max_keys=_count("FI_CACHESTORE_MAX_KEYS", DEFAULT_MAX_KEYS, env),
         master_address=env.get("MASTER_ADDR") or None,
     )
 
@@ -226,6 +250,15 @@ def _durable(env: Mapping[str, str]) -> Setting[bool]:
 def _address(env: Mapping[str, str]) -> Setting[str | None]:
     text = env.get("FI_CACHESTORE_ADDRESS") or None
     return Setting(text, "default" if text is None else "FI_CACHESTORE_ADDRESS")
+
+
+def _count(name: str, default: int, env: Mapping[str, str]) -> Setting[int]:
+    text = env.get(name) or None
+    if text is None:
+        return Setting(default, "default")
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise ConfigError(name, text, "environment", "a whole number, 1 or more")
+    return Setting(int(text), name)
 
 
 def _seconds(name: str, default: float, env: Mapping[str, str]) -> Setting[float]:

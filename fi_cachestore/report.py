@@ -18,6 +18,7 @@ class Report:
     here without one working tactic, ``out_of_memory_count`` given up, ``unshared_count`` measured here and kept in memory only.
     ``ephemeral`` has calls by reason, ``misses`` look-ups by reason, ``refused_count`` tactics that a runner or blocklist refused.
     ``beyond`` has, by op, calls whose size is far beyond the largest bucket: different ones, however often they were made.
+    ``varying`` has parameters that took so many values that they are probably dynamic, with what to do about it.
     ``spent_ns`` went into measuring, ``waited_ns`` into waiting for others, ``saved_ns`` is what the hits had cost whoever measured them.
 
     Among ranks, in calls (one op, its runners, one profile): ``shared_call_count`` were made by two ranks or more, ``settled_call_count``
@@ -41,6 +42,7 @@ class Report:
     ephemeral: dict[str, int] = field(default_factory=dict)
     misses: dict[str, int] = field(default_factory=dict)
     beyond: dict[str, int] = field(default_factory=dict)
+    varying: dict[str, str] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
     ranks: dict[int, Any] = field(default_factory=dict)
 
@@ -65,6 +67,8 @@ class Report:
             parts.append("ephemeral: " + ", ".join(f"{reason} ({count})" for reason, count in sorted(self.ephemeral.items())))
         if self.beyond:
             parts.append("far beyond the largest bucket: " + ", ".join(f"{op} ({count})" for op, count in sorted(self.beyond.items())))
+        if self.varying:
+            parts.append("probably dynamic: " + "; ".join(sorted(self.varying)))
         return ", ".join(parts)
 
 
@@ -78,6 +82,7 @@ class Recorder:
         self._ephemeral: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
         self._beyond: Counter[str] = Counter()
+        self._varying: dict[str, str] = {}
         self._gaps: dict[Gap, None] = {}
         self._ranks: dict[int, Any] = {}
 
@@ -104,6 +109,11 @@ class Recorder:
         with self._lock:
             self._beyond[op] += 1
 
+    def varying(self, name: str, advice: str) -> None:
+        """Keep a parameter that is probably dynamic."""
+        with self._lock:
+            self._varying[name] = advice
+
     def ephemeral(self, reason: str, gaps: tuple[Gap, ...] = ()) -> bool:
         """Count a call that stays in memory; return whether its reason is new."""
         with self._lock:
@@ -120,6 +130,7 @@ class Recorder:
                 ephemeral=dict(self._ephemeral),
                 misses=dict(self._misses),
                 beyond=dict(self._beyond),
+                varying=dict(self._varying),
                 gaps=tuple(self._gaps),
                 ranks=self._ranks,
             )

@@ -69,12 +69,14 @@ def test_defaults():
         "dead_after_s": 15.0,
         "address": None,
         "state": "/home/me/.local/state/fi_cachestore",
+        "max_values": 256,
+        "max_keys": 16384,
     }
     assert {row["source"] for row in rows.values()} == {"default"}
 
 
 def test_empty_variables_count_as_unset():
-    names = ("DIR", "PATH", "TRUST", "MODE", "DURABLE", "MAX_WAIT_S", "STALL_S", "DEAD_AFTER_S", "ADDRESS")
+    names = ("DIR", "PATH", "TRUST", "MODE", "DURABLE", "MAX_WAIT_S", "STALL_S", "DEAD_AFTER_S", "ADDRESS", "MAX_VALUES", "MAX_KEYS")
     assert load(environ={**{f"FI_CACHESTORE_{name}": "" for name in names}, **HOME}).rows() == load(environ=HOME).rows()
 
 
@@ -89,6 +91,8 @@ def test_variables_are_read_and_named():
         "FI_CACHESTORE_DEAD_AFTER_S": "4",
         "FI_CACHESTORE_ADDRESS": "10.0.0.7",
         "FI_CACHESTORE_STATE_DIR": "/state",
+        "FI_CACHESTORE_MAX_VALUES": "7",
+        "FI_CACHESTORE_MAX_KEYS": "8",
         **HOME,
     }
     found = load(environ=environ)
@@ -98,6 +102,7 @@ def test_variables_are_read_and_named():
     assert found.durable.value is False
     assert (found.max_wait_s.value, found.stall_s.value, found.dead_after_s.value) == (2.5, 3.0, 4.0)
     assert found.address.value == "10.0.0.7"
+    assert (found.max_values.value, found.max_keys.value) == (7, 8)
     sources = {name: row["source"] for name, row in found.rows().items()}
     assert sources == {
         "root": "default",
@@ -110,6 +115,8 @@ def test_variables_are_read_and_named():
         "dead_after_s": "FI_CACHESTORE_DEAD_AFTER_S",
         "address": "FI_CACHESTORE_ADDRESS",
         "state": "FI_CACHESTORE_STATE_DIR",
+        "max_values": "FI_CACHESTORE_MAX_VALUES",
+        "max_keys": "FI_CACHESTORE_MAX_KEYS",
     }
 
 
@@ -129,6 +136,10 @@ def test_an_argument_beats_the_variable():
         ("STALL_S", "-2"),
         ("DEAD_AFTER_S", "never"),
         ("PATH", "@:@"),
+        ("MAX_VALUES", "0"),
+        ("MAX_VALUES", "-1"),
+        ("MAX_KEYS", "2.5"),
+        ("MAX_KEYS", "many"),
     ],
 )
 def test_what_cannot_be_understood_is_an_error_that_says_where(name, value):

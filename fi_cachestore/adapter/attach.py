@@ -16,6 +16,7 @@ from flashinfer.version import __version__ as flashinfer_version
 
 from fi_cachestore import config
 from fi_cachestore.adapter import missing
+from fi_cachestore.adapter.cardinality import Cardinality
 from fi_cachestore.adapter.contracts import flashinfer_contracts
 from fi_cachestore.adapter.introspect import Introspector
 from fi_cachestore.adapter.joining import Meeting, environment_of, met, timings_averaged_over
@@ -290,8 +291,8 @@ def _state(tuner: Any, settings: Settings) -> AdapterState:
     """Return the tuner's adapter state, giving the tuner our class if it does not have it yet."""
     if isinstance(tuner, CacheStoreTuner):
         return tuner.state
-    collector = missing.collector(settings.state.value, SystemClock())
-    state = AdapterState(Introspector(flashinfer_contracts(), Environments()), SystemClock(), type(tuner), collector)
+    clock, described = SystemClock(), Introspector(flashinfer_contracts(), Environments())
+    state = AdapterState(described, clock, type(tuner), missing.collector(settings.state.value, clock), Cardinality.within(settings))
     vars(tuner)[_STATE] = state
     missing.keep_at_exit(state)
     plain = state.original is AutoTuner

@@ -19,7 +19,7 @@ from flashinfer import autotuner as flashinfer_autotuner
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
 from fi_cachestore import __version__
-from fi_cachestore.adapter import serve, together
+from fi_cachestore.adapter import cardinality, serve, together
 from fi_cachestore.adapter.frames import Frame, Step, Trial
 from fi_cachestore.adapter.introspect import RunnerView
 from fi_cachestore.adapter.listed import refuse_unlisted
@@ -64,6 +64,10 @@ def choose(
     shapes = [profile.get_opt_shapes() for profile in profiles]
     whole_call = encode([described.fingerprint, list(shapes)])
     if not tuner.state.is_tuned(whole_call):
+        if cardinality.stays_in_memory(tuner.state, attached.session, op):
+            tuner.state.note_ephemeral(op, cardinality.TOO_MANY_KEYS)
+            with tuner.memory_only():
+                return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
         steps = [[_step(tuner, described.view(0, index), opt_shapes) for opt_shapes in shapes] for index in range(len(runners))]
         if communicates:
             if not together.see_to(tuner, attached, described, steps, lambda view, frame: _pass(tuner, view, frame, config)):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
-from fi_cachestore.adapter import missing
+from fi_cachestore.adapter import cardinality, missing
 from fi_cachestore.adapter import policy as policies
 from fi_cachestore.adapter.introspect import Call, RunnerView, device_of
 from fi_cachestore.adapter.state import AdapterState, Decision
@@ -79,7 +79,8 @@ def choose(
         with tuner.memory_only():
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     decision = answer(tuner, described)
-    if not decision.is_hit and any(attached.session.mode is Mode.EPHEMERAL for attached in state.attached):
+    is_in_memory = cardinality.stays_in_memory(state, state.current.session, op)
+    if not decision.is_hit and (is_in_memory or any(attached.session.mode is Mode.EPHEMERAL for attached in state.attached)):
         with tuner.memory_only():  # what such a session tuned is in FlashInfer's memory
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     return runners[decision.runner_index], decision.tactic
@@ -140,6 +141,7 @@ def answer(tuner: CacheStoreTuner, described: Description) -> Decision:
 
 def decide(tuner: CacheStoreTuner, described: Description) -> Decision:
     """Choose from the records of all runners, or what ranks settled; the default where none may be served."""
+    cardinality.note(tuner.state, described)
     rows = [_record(tuner.state, described, index) for index in range(len(described.runners))]
     refused: list[Choice] = []
     decision = _chosen(tuner, described, rows, refused)

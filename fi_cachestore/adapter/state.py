@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 
+from fi_cachestore.adapter.cardinality import Cardinality
 from fi_cachestore.adapter.frames import Frames, OwnObjects
 from fi_cachestore.adapter.introspect import Introspector
 from fi_cachestore.adapter.joining import Meeting
@@ -64,10 +65,14 @@ class Attached:
 class AdapterState:
     """Shared by all threads of the process; the newest session comes first."""
 
-    def __init__(self, introspector: Introspector, clock: Clock, original: type, missed: MissCollector) -> None:
-        """Start without sessions. ``original`` is the class that the tuner had; ``missed`` is told what look-ups miss."""
+    def __init__(self, introspector: Introspector, clock: Clock, original: type, missed: MissCollector, cardinality: Cardinality) -> None:
+        """Start without sessions. ``original`` is the class that the tuner had; ``missed`` is told what look-ups miss.
+
+        ``cardinality`` counts values and keys over all sessions.
+        """
         self.introspector = introspector
         self.missed = missed
+        self.cardinality = cardinality
         self.clock = clock
         self.frames = Frames()
         self.objects = OwnObjects()

@@ -7,6 +7,10 @@ import pytest
 import torch
 from flashinfer.autotuner import AutoTuner
 
+from fi_cachestore.adapter import api
+from fi_cachestore.adapter.contracts import load_contracts
+from fi_cachestore.adapter.introspect import Introspector
+from fi_cachestore.environment.identity import Environments
 from fi_cachestore.testing import (
     Shared,
     TunedCall,
@@ -131,6 +135,16 @@ def test_a_list_that_comes_from_timing_proves_nothing():
 
     assert listed_tactics(call(Runner())) is None
     assert find_collisions(lambda side: call(Runner()), {"side": [0, 1, 2]}) == ()
+    lasting = Runner()
+    lasting.counter_cache = iter([0] * 4)
+    assert find_collisions(lambda side: call([Runner(), lasting][side]), {"side": [0, 1]}) == ()
+
+
+def test_a_list_that_a_contract_says_is_measured_proves_nothing(monkeypatch):
+    name = f"{HiddenRunner.__module__}:{HiddenRunner.__qualname__}"
+    contract = load_contracts(f'[[runner]]\ntype = "{name}"\nfingerprint = ""\nspace = "measured"', "test")
+    monkeypatch.setattr(api, "introspector", lambda: Introspector(contract, Environments()))
+    assert find_collisions(lambda hidden: call(HiddenRunner(hidden)), {"hidden": [1, 2]}) == ()
 
 
 def test_a_runner_that_offers_nothing_differs_from_one_that_does():
@@ -163,6 +177,7 @@ def test_a_call_without_a_key_is_no_success():
     assert "side=2" in str(error.value)
     assert "handle" in str(error.value)
     assert keys_of(find_collisions(factory, {"side": [1, 2]})) == []
+    assert keys_of(find_collisions(lambda side: call(HiddenRunner(side, handle=object())), {"side": [1, 2]})) == []
 
 
 def test_combinations_that_do_not_exist_are_left_out():

@@ -24,6 +24,16 @@ class HiddenRunner(LayoutRunner):
         return self.hidden_cache[0]
 
 
+LAYOUT_NOW = [1]
+
+
+class GlobalRunner(LayoutRunner):
+    """What decides is a global of its module: every new object looks like the one before."""
+
+    def which(self, inputs):
+        return LAYOUT_NOW[0]
+
+
 def shown(guard):
     return [(conflict.first.tactics, conflict.second.tactics) for conflict in guard.conflicts]
 
@@ -94,6 +104,9 @@ def test_calls_that_a_runner_makes_itself_are_seen():
                 choose("outer", [Outer(inner)], [matrix(50)])
             session.detach()
     assert {(conflict.first.op, conflict.second.op) for conflict in guard.conflicts} == {("inner", "inner")}
+    with KeyGuard() as guard:
+        choose("outer", [Outer(1)], [matrix(50)])  # not tuned: only the guard itself has the runner list anything
+    assert guard.call_count == 1
 
 
 def test_an_object_is_asked_again_only_when_it_has_changed():
@@ -112,6 +125,13 @@ def test_an_object_is_asked_again_only_when_it_has_changed():
         assert next(runner.count_cache) == asked + 1
         runner.hidden_cache = [2]
         choose("guarded", [runner], [matrix(50)])
+    assert shown(guard) == BOTH
+
+
+def test_a_new_object_in_the_place_of_an_old_one_is_asked():
+    with KeyGuard() as guard:
+        for LAYOUT_NOW[0] in (1, 2):
+            choose("guarded", [GlobalRunner()], [matrix(50)])
     assert shown(guard) == BOTH
 
 

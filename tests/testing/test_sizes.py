@@ -110,6 +110,13 @@ def test_sizes_of_several_dims_are_tuples():
     assert_serves_every_size(PlainRunner(), tuning_config, [(16, 300), (100, 17)], inputs=[matrix(20), matrix(20)])
 
 
+def test_buckets_that_depend_on_the_size_are_those_of_the_largest():
+    spec = config().dynamic_tensor_specs[0]
+    buckets = DynamicTensorSpec((0,), (0,), lambda rows: [size for size in BUCKETS if size <= rows], spec.map_to_tuning_buckets)
+    assert_serves_every_size(PlainRunner(), TuningConfig(dynamic_tensor_specs=(buckets,)), SIZES[::-1], inputs=[matrix(20)])
+    assert_serves_every_size(PlainRunner(), TuningConfig(dynamic_tensor_specs=(buckets,)), SIZES, inputs=[matrix(20)])
+
+
 def test_no_sizes_are_no_success():
     with pytest.raises(AssertionError, match="no sizes"):
         assert_serves_every_size(PlainRunner(), config(), [], inputs=[matrix(20)])
