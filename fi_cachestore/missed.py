@@ -16,7 +16,7 @@ from fi_cachestore.errors import CacheStoreError, Gap
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.model import TuneKey
 from fi_cachestore.records.envelope import MissReason
-from fi_cachestore.records.missed import Beyond, Keyless, Missed, MissedSession
+from fi_cachestore.records.missed import Beyond, InMemory, Missed, MissedSession
 from fi_cachestore.store.missed_log import MissedLog
 
 logger: Final = logging.getLogger("fi_cachestore")
@@ -27,7 +27,7 @@ MAX_ROWS_BYTES: Final = 384 * 1024
 """Keys and texts of all rows, with room for the rest below the format's limit for one file."""
 _MAX_TEXT_BYTES: Final = 300
 _MAX_GAPS: Final = 8
-_KeylessRow: TypeAlias = tuple[str, str, tuple[Gap, ...]]
+_InMemoryRow: TypeAlias = tuple[str, str, tuple[Gap, ...]]
 _OF_STORES: Final = frozenset({MissReason.ABSENT, MissReason.CORRUPT, MissReason.FOREIGN, MissReason.UNREADABLE, MissReason.FUTURE_FORMAT})
 
 
@@ -39,7 +39,7 @@ class MissCollector:
         self._log, self._clock, self._library = log, clock, library
         self._started_unix_ns = clock.unix_ns()
         self._missed: dict[Digest, Missed] = {}
-        self._keyless: dict[_KeylessRow, int] = {}
+        self._in_memory: dict[_InMemoryRow, int] = {}
         self._beyond: dict[tuple[str, int, int], Beyond] = {}
         self._decided_count = self._dropped_count = self._rows_bytes = 0
         self._written: tuple[int, Path] | None = None
@@ -66,15 +66,15 @@ class MissCollector:
                 known, reason=_text(reason), detail=_text(detail), call_count=known.call_count + 1, is_covered=covered
             )
 
-    def keyless(self, op: str, reason: str, gaps: tuple[Gap, ...]) -> None:
-        """Note a call without a key. Cheap where it was noted before: such calls are not remembered elsewhere."""
+    def in_memory(self, op: str, reason: str, gaps: tuple[Gap, ...]) -> None:
+        """Note a call that is left to FlashInfer's memory. Cheap where it was noted before: such calls are not remembered elsewhere."""
         row = (op, reason, gaps)
         with self._lock:
             self._is_new = True
-            if row in self._keyless:
-                self._keyless[row] += 1
-            elif self._admits(self._keyless, sum(len(text.encode()) for text in _keyless_texts(row))):
-                self._keyless[row] = 1
+            if row in self._in_memory:
+                self._in_memory[row] += 1
+            elif self._admits(self._in_memory, sum(len(text.encode()) for text in _in_memory_texts(row))):
+                self._in_memory[row] = 1
 
     def beyond(self, op: str, dim: int, bucket: int, size: int) -> None:
         """Note a call far beyond the largest bucket."""
@@ -130,19 +130,19 @@ class MissCollector:
             decided_count=self._decided_count,
             dropped_count=self._dropped_count,
             missed=tuple(self._missed.values()),
-            keyless=tuple(_keyless(row, count) for row, count in self._keyless.items()),
+            in_memory=tuple(_in_memory(row, count) for row, count in self._in_memory.items()),
             beyond=tuple(self._beyond.values()),
         )
 
 
-def _keyless_texts(row: _KeylessRow) -> list[str]:
+def _in_memory_texts(row: _InMemoryRow) -> list[str]:
     op, reason, gaps = row
     return [_text(op), _text(reason), *(_text(str(gap)) for gap in gaps[:_MAX_GAPS])]
 
 
-def _keyless(row: _KeylessRow, call_count: int) -> Keyless:
-    op, reason, *gaps = _keyless_texts(row)
-    return Keyless(op, reason, tuple(gaps), call_count)
+def _in_memory(row: _InMemoryRow, call_count: int) -> InMemory:
+    op, reason, *gaps = _in_memory_texts(row)
+    return InMemory(op, reason, tuple(gaps), call_count)
 
 
 def _text(text: str) -> str:

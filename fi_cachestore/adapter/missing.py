@@ -68,7 +68,7 @@ def _note_miss(state: AdapterState, described: Description, index: int, *, is_co
                 if isinstance(answer, Miss) and said.reason is MissReason.ABSENT and answer.reason is not MissReason.ABSENT:
                     first, said = key, answer
     if first is None:
-        state.missed.keyless(described.op, "no key at this size", tuple(gaps))
+        state.missed.in_memory(described.op, "no key at this size", tuple(gaps))
     else:
         state.missed.missed(first, said.reason, said.detail, is_covered=is_covered)
 

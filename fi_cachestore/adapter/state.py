@@ -217,7 +217,7 @@ class AdapterState:
     def note_ephemeral(self, op: str, reason: str, gaps: tuple[Gap, ...] = ()) -> None:
         """Count a call that stays in memory; say so once per op and reason."""
         self.current.session.recorder.ephemeral(reason, gaps)
-        self.missed.keyless(op, reason, gaps)
+        self.missed.in_memory(op, reason, gaps)
         topic = (op, reason, gaps)
         if topic in self._logged:
             return

@@ -73,7 +73,7 @@ def _explain_one(digest: str | None, call: str | None, log: MissedLog | None, ro
     if as_json:
         session = None if asked.session is None else _session_json(asked.session)
         content = {"root": str(opened.path), "compared_count": compared_count, "session": session, "explained": [_json(found)]}
-        print_json("why/1", {**content, "keyless": [], "beyond": []})
+        print_json("why/1", {**content, "in_memory": [], "beyond": []})
     else:
         print_lines(_lines(found))
         for near in found.nearest:
@@ -140,7 +140,7 @@ def _explain_session(session: MissedSession, root: Path | None, limit: int, *, a
     else:
         _print_session(session, found)
         note(_compared(compared_count, str(opened.path)) + ("; fi-cachestore why DIGEST shows all fields" if found else ""))
-    return 1 if session.missed or session.keyless or session.beyond else 0
+    return 1 if session.missed or session.in_memory or session.beyond else 0
 
 
 def _compared(count: int, root: str) -> str:
@@ -152,9 +152,9 @@ def _print_session(session: MissedSession, found: list[Explained]) -> None:
     columns = ("digest", "op", "runner", "bucket", "calls", "reason", "now", "next")
     if found:
         print_table(columns, map(_row, found), right=("calls",))
-    if session.keyless:
-        rows = [(row.op, str(row.call_count), row.reason, "; ".join(row.gaps)) for row in session.keyless]
-        print_table(("op without a key", "calls", "reason", "what is missing"), rows, right=("calls",))
+    if session.in_memory:
+        rows = [(row.op, str(row.call_count), row.reason, "; ".join(row.gaps)) for row in session.in_memory]
+        print_table(("op in memory", "calls", "reason", "what is missing"), rows, right=("calls",))
     if session.beyond:
         sizes = [(row.op, str(row.bucket), str(row.largest_size), str(row.call_count), next_size(row)) for row in session.beyond]
         print_table(("op beyond its buckets", "largest bucket", "largest size", "calls", "next"), sizes, right=("calls",))
@@ -183,13 +183,13 @@ def _row(found: Explained) -> tuple[str, ...]:
 
 
 def _session_content(session: MissedSession, found: list[Explained]) -> dict[str, Any]:
-    keyless = [{"op": k.op, "reason": k.reason, "gaps": list(k.gaps), "call_count": k.call_count} for k in session.keyless]
+    in_memory = [{"op": m.op, "reason": m.reason, "gaps": list(m.gaps), "call_count": m.call_count} for m in session.in_memory]
     beyond = [
         {"op": b.op, "dim": b.dim, "bucket": b.bucket, "largest_size": b.largest_size, "call_count": b.call_count, "next": next_size(b)}
         for b in session.beyond
     ]
     rows = [_json(one) for one in found]
-    return {"session": _session_json(session), "explained": rows, "keyless": keyless, "beyond": beyond}
+    return {"session": _session_json(session), "explained": rows, "in_memory": in_memory, "beyond": beyond}
 
 
 def _session_json(session: MissedSession) -> dict[str, Any]:

@@ -39,8 +39,8 @@ class Missed:
 
 
 @dataclass(frozen=True, slots=True)
-class Keyless:
-    """Calls of an op that had no key: why, what it lacks, and how many."""
+class InMemory:
+    """Calls of an op that were left to FlashInfer's memory: why, what their keys lack, and how many."""
 
     op: str
     reason: str
@@ -76,7 +76,7 @@ class MissedSession:
     decided_count: int
     dropped_count: int
     missed: tuple[Missed, ...]
-    keyless: tuple[Keyless, ...]
+    in_memory: tuple[InMemory, ...]
     beyond: tuple[Beyond, ...]
 
     def to_value(self) -> Value:
@@ -86,7 +86,7 @@ class MissedSession:
             {
                 **{name: getattr(self, name) for name in _PLAIN},
                 "missed": [(m.canonical, m.reason, m.detail, m.call_count, m.is_covered) for m in self.missed],
-                "keyless": [(k.op, k.reason, k.gaps, k.call_count) for k in self.keyless],
+                "in_memory": [(m.op, m.reason, m.gaps, m.call_count) for m in self.in_memory],
                 "beyond": [(b.op, b.dim, b.bucket, b.largest_size, b.call_count) for b in self.beyond],
             },
         )
@@ -105,10 +105,10 @@ class MissedSession:
             found = cls(
                 **{name: _typed(content[name], kind) for name, kind in _PLAIN.items()},
                 missed=tuple(Missed(*row) for row in _rows(content["missed"], (bytes, str, str, int, bool))),
-                keyless=tuple(Keyless(*row) for row in _rows(content["keyless"], (str, str, tuple, int))),
+                in_memory=tuple(InMemory(*row) for row in _rows(content["in_memory"], (str, str, tuple, int))),
                 beyond=tuple(Beyond(*row) for row in _rows(content["beyond"], (str, int, int, int, int))),
             )
-            texts = [*found.roots, *(gap for row in found.keyless for gap in row.gaps)]
+            texts = [*found.roots, *(gap for row in found.in_memory for gap in row.gaps)]
             _rows([(text,) for text in texts], (str,))
             _ = [missed.key for missed in found.missed]
         except (KeyError, TypeError, ValueError, NotCanonicalError) as error:

@@ -135,9 +135,9 @@ class Opaque(PlainRunner):
 
 def test_a_call_without_a_key_is_kept_with_what_it_lacks(tmp_path):
     served(tmp_path / "root", "opaque", runner=Opaque)
-    [keyless] = last().keyless
-    assert (keyless.op, keyless.reason, keyless.call_count) == ("opaque", "incomplete key", 1)
-    assert "handle" in keyless.gaps[0]
+    [in_memory] = last().in_memory
+    assert (in_memory.op, in_memory.reason, in_memory.call_count) == ("opaque", "incomplete key", 1)
+    assert "handle" in in_memory.gaps[0]
 
 
 def test_a_miss_that_is_measured_later_is_over(tmp_path):

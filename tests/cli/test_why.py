@@ -15,7 +15,7 @@ from fi_cachestore.keys.canonical import Named
 from fi_cachestore.keys.diff import diff
 from fi_cachestore.keys.nearest import Near
 from fi_cachestore.records.envelope import FORMAT_VERSION, HEADER_BYTES, MissReason, _check
-from fi_cachestore.records.missed import Beyond, Keyless, Missed, MissedSession
+from fi_cachestore.records.missed import Beyond, InMemory, Missed, MissedSession
 from fi_cachestore.records.verdict import Word
 from fi_cachestore.store.loose import entry_path
 from fi_cachestore.store.missed_log import MissedLog
@@ -130,14 +130,14 @@ def test_sizes_beyond_and_calls_without_a_key_are_listed(root):
     session.detach()
     code, document = why_json("--last")
     assert code == 1
-    [beyond], [keyless] = document["beyond"], document["keyless"]
+    [beyond], [in_memory] = document["beyond"], document["in_memory"]
     assert (beyond["op"], beyond["bucket"], beyond["largest_size"], beyond["call_count"]) == ("op", 256, 5000, 1)
     assert beyond["next"] == "tune op at a bucket near 5000; the largest one is 256"
-    assert (keyless["op"], keyless["reason"]) == ("opaque", "incomplete key")
-    assert "Opaque" in keyless["gaps"][0]
+    assert (in_memory["op"], in_memory["reason"]) == ("opaque", "incomplete key")
+    assert "Opaque" in in_memory["gaps"][0]
     _, out, _ = why("--last")
     assert beyond["next"] in out
-    assert keyless["gaps"][0] in out
+    assert in_memory["gaps"][0] in out
 
 
 def test_without_any_session_that_is_said(tmp_path):
@@ -312,7 +312,7 @@ def test_looking_changes_nothing(root, tmp_path):
 
 def session(**changes):
     plain = {"library": "l", "host": "h", "pid": 1, "mode": "auto", "roots": (), "started_unix_ns": 1, "ended_unix_ns": 2}
-    rows = {"decided_count": 1, "dropped_count": 0, "missed": (), "keyless": (), "beyond": ()}
+    rows = {"decided_count": 1, "dropped_count": 0, "missed": (), "in_memory": (), "beyond": ()}
     return MissedSession(**{**plain, **rows, **changes})
 
 
@@ -350,7 +350,7 @@ def test_what_differs_says_what_to_do(changes, expected):
 
 def test_terminal_controls_in_kept_texts_are_spelled_out(tmp_path):
     rows = {
-        "keyless": (Keyless("op\x1b[2J", "why", ("gap\x07",), 1),),
+        "in_memory": (InMemory("op\x1b[2J", "why", ("gap\x07",), 1),),
         "beyond": (Beyond("op\x1b", 0, 1, 9, 1),),
         "host": "host\x1b[31m",
     }

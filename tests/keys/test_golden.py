@@ -19,7 +19,7 @@ from fi_cachestore.keys.digest import (
 )
 from fi_cachestore.records.envelope import seal, unseal
 from fi_cachestore.records.mark import Mark
-from fi_cachestore.records.missed import Beyond, Keyless, Missed, MissedSession
+from fi_cachestore.records.missed import Beyond, InMemory, Missed, MissedSession
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import Rule, SessionRules
 from fi_cachestore.records.settlement import Settlement
@@ -125,7 +125,7 @@ def test_bytes_of_kept_misses():
         decided_count=7,
         dropped_count=0,
         missed=(Missed(sample_key().canonical, "absent", "", 2, is_covered=False),),
-        keyless=(Keyless("sample_gemm", "incomplete key", ("a gap",), 3),),
+        in_memory=(InMemory("sample_gemm", "incomplete key", ("a gap",), 3),),
         beyond=(Beyond("sample_gemm", 0, 256, 5000, 4),),
     )
     data = (GOLDEN / "missed-v1.rec").read_bytes()

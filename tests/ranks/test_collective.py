@@ -105,7 +105,7 @@ def test_a_rank_that_was_given_up_is_not_left_alone_in_a_collective(tmp_path):
     assert results == [(0, -1), (0, -1)]
 
 
-class Keyless(Reducing):
+class InMemory(Reducing):
     """Has no complete key."""
 
     def __init__(self):
@@ -115,7 +115,7 @@ class Keyless(Reducing):
 def without_a_key(rank, root, mode):
     group = dist.group.WORLD
     with cpu_timing(averaged(rank)) as measured, fi_cachestore.autotune(root=root, mode=mode, group=group, collective_ops="reduce"):
-        chosen = [tune("reduce", [Keyless() if mode == "auto" else Reducing()], rows)[1] for rows in (20, 70, 300)]
+        chosen = [tune("reduce", [InMemory() if mode == "auto" else Reducing()], rows)[1] for rows in (20, 70, 300)]
     return len(measured), chosen
 
 

@@ -11,7 +11,7 @@ from fi_cachestore.errors import DamagedError, Gap, StoreIOError
 from fi_cachestore.keys.canonical import MAX_BYTES, Named
 from fi_cachestore.missed import MAX_COUNT, MAX_ROWS_BYTES, MissCollector
 from fi_cachestore.records.envelope import MAGIC, seal, unseal
-from fi_cachestore.records.missed import Beyond, Keyless, Missed, MissedSession
+from fi_cachestore.records.missed import Beyond, InMemory, Missed, MissedSession
 from fi_cachestore.store.filesystem import OsFileSystem
 from fi_cachestore.store.missed_log import KEPT_COUNT, MissedLog
 from fi_cachestore.testing.samples import sample_key, sample_record
@@ -27,7 +27,7 @@ SESSION = MissedSession(
     decided_count=3,
     dropped_count=4,
     missed=(Missed(sample_key().canonical, "absent", "", 2, is_covered=False),),
-    keyless=(Keyless("op", "incomplete key", ("one", "two"), 1),),
+    in_memory=(InMemory("op", "incomplete key", ("one", "two"), 1),),
     beyond=(Beyond("op", 0, 256, 1000, 5),),
 )
 
@@ -56,10 +56,10 @@ def test_more_misses_than_the_limit_are_counted(tmp_path):
     made = collector(log)
     for number in range(MAX_COUNT + 5):
         made.missed(sample_key(number), "absent", "", is_covered=False)
-        made.keyless(f"op{number}", "incomplete key", ())
+        made.in_memory(f"op{number}", "incomplete key", ())
         made.beyond(f"op{number}", 0, 256, 1000)
     kept = written(log, made)
-    assert (len(kept.missed), len(kept.keyless), len(kept.beyond)) == (MAX_COUNT,) * 3
+    assert (len(kept.missed), len(kept.in_memory), len(kept.beyond)) == (MAX_COUNT,) * 3
     assert kept.dropped_count == 15
     made.missed(sample_key(0), "corrupt", "", is_covered=False)
     assert written(log, made).missed[0].reason == "corrupt"
@@ -80,10 +80,10 @@ def test_texts_of_any_kind_are_kept(tmp_path):
     log = MissedLog(tmp_path)
     made = collector(log)
     made.missed(sample_key(), "corrupt", "/a/\udcff/b", is_covered=True)
-    made.keyless("op\udcff", "incomplete key", tuple(Gap("runner", f"field{n}", "type", "\ud800" * 10_000) for n in range(100)))
+    made.in_memory("op\udcff", "incomplete key", tuple(Gap("runner", f"field{n}", "type", "\ud800" * 10_000) for n in range(100)))
     kept = written(log, made)
     assert kept.missed[0].detail == "/a/\\udcff/b"
-    assert len(kept.keyless[0].gaps) == 8
+    assert len(kept.in_memory[0].gaps) == 8
 
 
 def test_what_is_kept_in_full_fits_the_format(tmp_path):
@@ -91,7 +91,7 @@ def test_what_is_kept_in_full_fits_the_format(tmp_path):
     made = collector(log)
     for number in range(2 * MAX_COUNT):
         made.missed(sample_key(number), "absent", "\udcff" * 1000, is_covered=False)
-        made.keyless(f"op{number}", "x" * 1000, tuple(Gap("runner", f"field{n}", "type", "\udcff" * 1000) for n in range(8)))
+        made.in_memory(f"op{number}", "x" * 1000, tuple(Gap("runner", f"field{n}", "type", "\udcff" * 1000) for n in range(8)))
         made.beyond(f"{number}" + "\udcff" * 1000, 0, 256, 1000)
     assert len(written(log, made).missed) > 0
 
@@ -115,7 +115,7 @@ HOSTILE = {
     "field of another type": seal(Named("fi_cachestore.missed/1", content(pid="7"))),
     "bool for int": seal(Named("fi_cachestore.missed/1", content(pid=True))),
     "root that is no text": seal(Named("fi_cachestore.missed/1", content(roots=(1,)))),
-    "gap that is no text": seal(Named("fi_cachestore.missed/1", content(keyless=[("op", "why", (b"gap",), 1)]))),
+    "gap that is no text": seal(Named("fi_cachestore.missed/1", content(in_memory=[("op", "why", (b"gap",), 1)]))),
     "row too short": seal(Named("fi_cachestore.missed/1", content(missed=[(b"key",)]))),
     "row too long": seal(Named("fi_cachestore.missed/1", content(beyond=[("op", 0, 1, 2, 3, 4)]))),
     "row of another type": seal(Named("fi_cachestore.missed/1", content(beyond=[["op", 0, 1, 2, 3]]))),
