@@ -8,7 +8,9 @@ variable                    meaning
 FI_CACHESTORE_DIR           the writable root; default ``$XDG_CACHE_HOME/fi_cachestore``, else ``~/.cache/fi_cachestore``
 FI_CACHESTORE_PATH          read-only roots, separated by ``:``; an entry ``@`` marks where the writable root is searched
 FI_CACHESTORE_TRUST         roots used although someone else owns them or everyone may write to them, separated by ``:``
-FI_CACHESTORE_MODE          ``auto``, ``replay``, ``ephemeral`` or ``off``
+FI_CACHESTORE_MODE          ``auto``, ``replay``, ``pin``, ``refresh``, ``ephemeral`` or ``off``
+FI_CACHESTORE_PIN           the digest of the one bundle that mode ``pin`` serves
+FI_CACHESTORE_STRICT        ``1`` or ``0`` (default): whether what the pinned bundle lacks is an error, and not served by the default
 FI_CACHESTORE_DURABLE       ``1`` (default) or ``0``: whether a published record survives a power cut
 FI_CACHESTORE_MAX_WAIT_S    longest wait for a profile that another process measures, in seconds
 FI_CACHESTORE_STALL_S       longest wait for a rank that stays at the same tactic, in seconds
@@ -44,6 +46,8 @@ _NAMES: Final = tuple(
         "PATH",
         "TRUST",
         "MODE",
+        "PIN",
+        "STRICT",
         "DURABLE",
         "MAX_WAIT_S",
         "STALL_S",
@@ -67,8 +71,20 @@ class Mode(StrEnum):
 
     AUTO = "auto"
     REPLAY = "replay"
+    PIN = "pin"
+    REFRESH = "refresh"
     EPHEMERAL = "ephemeral"
     OFF = "off"
+
+    @property
+    def publishes(self) -> bool:
+        """Whether what is measured goes to the writable root."""
+        return self in (Mode.AUTO, Mode.REFRESH)
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether nothing is measured, and nothing created or written."""
+        return self in (Mode.REPLAY, Mode.PIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +103,8 @@ class Settings:
     path: Setting[tuple[str, ...]]
     trusted: Setting[tuple[Path, ...]]
     mode: Setting[Mode]
+    pin: Setting[str | None]
+    strict: Setting[bool]
     durable: Setting[bool]
     max_wait_s: Setting[float]
     stall_s: Setting[float]
@@ -105,6 +123,8 @@ class Settings:
             "path": list(self.path.value),
             "trusted": [str(root) for root in self.trusted.value],
             "mode": self.mode.value.value,
+            "pin": self.pin.value,
+            "strict": self.strict.value,
             "durable": self.durable.value,
             "max_wait_s": self.max_wait_s.value,
             "stall_s": self.stall_s.value,
@@ -121,6 +141,8 @@ def load(
     *,
     root: str | os.PathLike[str] | None = None,
     mode: str | Mode | None = None,
+    pin: str | None = None,
+    strict: bool | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """Return the effective settings. Reads the environment, never the file system beyond the password database.
@@ -134,7 +156,9 @@ def load(
         path=_roots("FI_CACHESTORE_PATH", env),
         trusted=_trusted(env),
         mode=_mode(mode, env),
-        durable=_durable(env),
+        pin=_pin(pin, env),
+        strict=_switch("FI_CACHESTORE_STRICT", env, default=False) if strict is None else Setting(strict, "argument"),
+        durable=_switch("FI_CACHESTORE_DURABLE", env, default=True),
         max_wait_s=_seconds("FI_CACHESTORE_MAX_WAIT_S", DEFAULT_MAX_WAIT_S, env),
         stall_s=_seconds("FI_CACHESTORE_STALL_S", DEFAULT_STALL_S, env),
         dead_after_s=_seconds("FI_CACHESTORE_DEAD_AFTER_S", DEFAULT_DEAD_AFTER_S, env),
@@ -237,14 +261,21 @@ def _mode(argument: str | Mode | None, env: Mapping[str, str]) -> Setting[Mode]:
         raise ConfigError("mode", str(text), source, "one of " + ", ".join(Mode)) from error
 
 
-def _durable(env: Mapping[str, str]) -> Setting[bool]:
-    match env.get("FI_CACHESTORE_DURABLE") or None:
+def _switch(name: str, env: Mapping[str, str], *, default: bool) -> Setting[bool]:
+    match env.get(name) or None:
         case None:
-            return Setting(True, "default")  # noqa: FBT003 - a setting's value
+            return Setting(default, "default")
         case "0" | "1" as text:
-            return Setting(text == "1", "FI_CACHESTORE_DURABLE")
+            return Setting(text == "1", name)
         case text:
-            raise ConfigError("FI_CACHESTORE_DURABLE", text, "environment", "0 or 1")
+            raise ConfigError(name, text, "environment", "0 or 1")
+
+
+def _pin(argument: str | None, env: Mapping[str, str]) -> Setting[str | None]:
+    if argument is not None:
+        return Setting(argument, "argument")
+    text = env.get("FI_CACHESTORE_PIN") or None
+    return Setting(text, "default" if text is None else "FI_CACHESTORE_PIN")
 
 
 def _address(env: Mapping[str, str]) -> Setting[str | None]:

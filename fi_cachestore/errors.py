@@ -202,6 +202,25 @@ class NoSuchBundleError(CacheStoreError):
         return f"{self.path}: not the bundle {self.digest[:12]}: {self.reason}; `fi-cachestore pack --out` makes bundles"
 
 
+class PinnedMissError(CacheStoreError):
+    """A call that the pinned bundle does not answer, in strict mode."""
+
+    exit_code = 21
+
+    def __init__(self, op: str, runner: str, digest: str, bundle: str, why: str) -> None:
+        """Name the call by op, first runner and the digest of its key (empty where it has none), the bundle, and what is wrong."""
+        super().__init__(op, runner, digest, bundle, why)
+        self.op, self.runner, self.digest, self.bundle, self.why = op, runner, digest, bundle, why
+
+    def __str__(self) -> str:
+        """Return what is missing and what next."""
+        key = f"key {self.digest}" if self.digest else "a call without a complete key"
+        return (
+            f"{self.op}: the pinned bundle {self.bundle[:12]} does not answer {key} of {self.runner} ({self.why}); "
+            "tune it and make another bundle, or unset FI_CACHESTORE_STRICT to have the default served"
+        )
+
+
 class NoSuchSchemaError(CacheStoreError):
     """No key schema, or more than one, has this digest prefix."""
 

@@ -8,11 +8,29 @@ from collections.abc import Callable, Iterable, Iterator
 from fi_cachestore.errors import CacheStoreError, UnsupportedValueError
 from fi_cachestore.group import Group
 from fi_cachestore.keys.digest import Digest
+from fi_cachestore.records.choosing import supersedes
 from fi_cachestore.records.envelope import MissReason, seal
 from fi_cachestore.records.record import Record
 from fi_cachestore.report import Recorder
 from fi_cachestore.store.memory import MemoryStore
-from fi_cachestore.store.port import Hit, Miss, Present, Store
+from fi_cachestore.store.port import Hit, Miss, Present, Store, Successors
+
+
+class Renewal:
+    """What a session that measures everything again has been through. Thread-safe: digests are only added."""
+
+    def __init__(self, started_unix_ns: int, successors: Successors[Record] | None) -> None:
+        """Count what was measured before ``started_unix_ns`` as stale; better measurements go to ``successors``."""
+        self.started_unix_ns, self.successors = started_unix_ns, successors
+        self._renewed: set[Digest] = set()
+
+    def is_stale(self, record: Record) -> bool:
+        """Whether a record is still to be measured again: neither this session nor, meanwhile, another one has."""
+        return record.digest not in self._renewed and record.provenance.measured_unix_ns < self.started_unix_ns
+
+    def note(self, digest: Digest) -> None:
+        """Remember that a key was measured here."""
+        self._renewed.add(digest)
 
 
 class Known:
@@ -28,6 +46,7 @@ class Known:
     ) -> None:
         """Start with what ``earlier`` holds in memory. ``refused`` hears what a store says that does not take a record."""
         self.group = group
+        self.renewal: Renewal | None = None
         self._records, self._recorder, self._refused = records, recorder, refused
         self._memory: MemoryStore[Record] = MemoryStore() if earlier is None else earlier._memory  # noqa: SLF001 - the same class
         self._misses: dict[Digest, Miss] = {}
@@ -52,6 +71,8 @@ class Known:
         answer = self._records.get(digest)
         if isinstance(answer, Hit):
             self._misses.pop(digest, None)
+            if self.renewal is not None and not self.renewal.is_stale(answer.entry):
+                self._memory.replace(answer.entry)  # somebody else has renewed it
             kept = self._memory.publish(answer.entry)
             return Hit(kept.entry, kept.source) if isinstance(kept, Present) else answer
         if digest not in self._misses:
@@ -104,6 +125,8 @@ class Known:
     def shared(self, digest: Digest, found: Hit[Record] | Miss) -> Record | None:
         """Return the record that counts for all ranks: what one finds for itself is put before the others, and the first counts."""
         group = self.group
+        if self.renewal is not None and isinstance(found, Hit) and self.renewal.is_stale(found.entry):
+            found = Miss(MissReason.ABSENT)
         if group is None or digest in self._agreed or digest in self._unshared:
             return found.entry if isinstance(found, Hit) else None
         if not isinstance(found, Hit):
@@ -129,6 +152,10 @@ class Known:
         """Make a measured record known, to others too with ``share``; return the one that counts from now on: the first."""
         self._misses.pop(record.digest, None)
         self._own.add(record.digest)
+        if self.renewal is not None:
+            self.renewal.note(record.digest)
+            if isinstance(old := self.find(record.digest), Hit):
+                return self._renewed(self.renewal.successors, record, old.entry, share=share)
         if not share:
             self._unshared.add(record.digest)
             return self._kept(self._in_memory(record))
@@ -140,6 +167,29 @@ class Known:
     def _kept(self, record: Record) -> Record:
         kept = self._memory.publish(record)
         return kept.entry if isinstance(kept, Present) else record
+
+    def _renewed(self, successors: Successors[Record] | None, record: Record, old: Record, *, share: bool) -> Record:
+        """Let the better of two measurements count, the old one if it is as good; return it."""
+        winner = old
+        if supersedes(record, old):
+            winner = self._superseded(successors, record, old) if share and successors is not None else self._in_memory(record)
+        if winner is not record:
+            self._own.discard(record.digest)
+        elif not share:
+            self._unshared.add(record.digest)
+        self._memory.replace(winner)
+        return winner if self.group is None or not share else self._agree(self._offered(self.group, winner))
+
+    def _superseded(self, successors: Successors[Record], record: Record, old: Record) -> Record:
+        try:
+            answer = successors.supersede(record, old)
+        except CacheStoreError as error:
+            self._refused(error)
+            return self._in_memory(record)
+        if isinstance(answer, Present):
+            return answer.entry
+        self._recorder.add("renewed_count")
+        return record
 
     def _published(self, record: Record) -> Record:
         if self._records is None:

@@ -21,13 +21,13 @@ from fi_cachestore.group import Group
 from fi_cachestore.keys.canonical import Value
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.model import TuneKey
-from fi_cachestore.known import Known
+from fi_cachestore.known import Known, Renewal
 from fi_cachestore.records.envelope import unseal
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import Rule
 from fi_cachestore.records.settlement import Settlement
 from fi_cachestore.report import Recorder, Report
-from fi_cachestore.store.port import Hit, Miss, Store
+from fi_cachestore.store.port import Hit, Miss, Store, Successors
 from fi_cachestore.store.rulebook import RuleBook
 from fi_cachestore.store.rules_log import RulesLog
 from fi_cachestore.validation.ledger import Ledger
@@ -54,6 +54,7 @@ class Ports:
     group: Group | None = None
     ledger: Ledger | None = None
     pack: Callable[[], object] | None = None
+    successors: Successors[Record] | None = None
 
 
 class Session:
@@ -79,6 +80,8 @@ class Session:
             self._store_refused,
             None if earlier is None else earlier.known,
         )
+        if mode is Mode.REFRESH:
+            self.known.renewal = Renewal(ports.clock.unix_ns(), ports.successors)
         self._counted_once: set[Digest] = set()
         self._spent: set[Digest] = set()
         self._ready: dict[Digest, Mine] = {}
@@ -281,7 +284,7 @@ class Session:
 
         Never raises; a store that refuses costs one warning. Among ranks, every rank must call this or ``leave``.
         """
-        if self.mode is Mode.AUTO:
+        if self.mode.publishes:
             try:
                 self._rules.store()
             except CacheStoreError as error:

@@ -63,6 +63,8 @@ def test_defaults():
         "path": [],
         "trusted": [],
         "mode": "auto",
+        "pin": None,
+        "strict": False,
         "durable": True,
         "max_wait_s": 600.0,
         "stall_s": 120.0,
@@ -76,7 +78,8 @@ def test_defaults():
 
 
 def test_empty_variables_count_as_unset():
-    names = ("DIR", "PATH", "TRUST", "MODE", "DURABLE", "MAX_WAIT_S", "STALL_S", "DEAD_AFTER_S", "ADDRESS", "MAX_VALUES", "MAX_KEYS")
+    names = ("DIR", "PATH", "TRUST", "MODE", "PIN", "STRICT", "DURABLE", "MAX_WAIT_S", "STALL_S", "DEAD_AFTER_S", "ADDRESS")
+    names += ("MAX_VALUES", "MAX_KEYS")
     assert load(environ={**{f"FI_CACHESTORE_{name}": "" for name in names}, **HOME}).rows() == load(environ=HOME).rows()
 
 
@@ -85,6 +88,8 @@ def test_variables_are_read_and_named():
         "FI_CACHESTORE_PATH": "/ro1:@:/ro2",
         "FI_CACHESTORE_TRUST": "/t1:/t2",
         "FI_CACHESTORE_MODE": "replay",
+        "FI_CACHESTORE_PIN": "ab" * 32,
+        "FI_CACHESTORE_STRICT": "1",
         "FI_CACHESTORE_DURABLE": "0",
         "FI_CACHESTORE_MAX_WAIT_S": "2.5",
         "FI_CACHESTORE_STALL_S": "3",
@@ -99,6 +104,7 @@ def test_variables_are_read_and_named():
     assert found.path.value == ("/ro1", "@", "/ro2")
     assert found.trusted.value == (Path("/t1"), Path("/t2"))
     assert found.mode.value is Mode.REPLAY
+    assert (found.pin.value, found.strict.value) == ("ab" * 32, True)
     assert found.durable.value is False
     assert (found.max_wait_s.value, found.stall_s.value, found.dead_after_s.value) == (2.5, 3.0, 4.0)
     assert found.address.value == "10.0.0.7"
@@ -109,6 +115,8 @@ def test_variables_are_read_and_named():
         "path": "FI_CACHESTORE_PATH",
         "trusted": "FI_CACHESTORE_TRUST",
         "mode": "FI_CACHESTORE_MODE",
+        "pin": "FI_CACHESTORE_PIN",
+        "strict": "FI_CACHESTORE_STRICT",
         "durable": "FI_CACHESTORE_DURABLE",
         "max_wait_s": "FI_CACHESTORE_MAX_WAIT_S",
         "stall_s": "FI_CACHESTORE_STALL_S",
@@ -124,11 +132,18 @@ def test_an_argument_beats_the_variable():
     assert load(mode="off", environ={"FI_CACHESTORE_MODE": "replay", **HOME}).mode.value is Mode.OFF
 
 
+def test_what_is_pinned_can_be_an_argument():
+    found = load(pin="cd" * 32, strict=False, environ={"FI_CACHESTORE_PIN": "ab" * 32, "FI_CACHESTORE_STRICT": "1", **HOME})
+    assert (found.pin.value, found.pin.source) == ("cd" * 32, "argument")
+    assert (found.strict.value, found.strict.source) == (False, "argument")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("MODE", "fast"),
         ("DURABLE", "yes"),
+        ("STRICT", "yes"),
         ("MAX_WAIT_S", "soon"),
         ("MAX_WAIT_S", "-1"),
         ("MAX_WAIT_S", "nan"),

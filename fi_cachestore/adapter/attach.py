@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import threading
@@ -15,33 +14,25 @@ from flashinfer.autotuner import AutoTuner
 from flashinfer.version import __version__ as flashinfer_version
 
 from fi_cachestore import config
-from fi_cachestore.adapter import missing
+from fi_cachestore.adapter import missing, opening, pinned
 from fi_cachestore.adapter.cardinality import Cardinality
 from fi_cachestore.adapter.contracts import flashinfer_contracts
 from fi_cachestore.adapter.introspect import Introspector
 from fi_cachestore.adapter.joining import Meeting, environment_of, met, timings_averaged_over
-from fi_cachestore.adapter.orphans import OrphanWatch
 from fi_cachestore.adapter.policy import rule_fields
 from fi_cachestore.adapter.state import AdapterState, Attached, Overrides, default_device
 from fi_cachestore.adapter.symbols import check
 from fi_cachestore.adapter.tuner import CacheStoreTuner
 from fi_cachestore.config import Mode, Settings
-from fi_cachestore.coordination.files import FileCoordinator
 from fi_cachestore.coordination.handover import leave, left
-from fi_cachestore.coordination.local import LocalCoordinator
-from fi_cachestore.coordination.packing import pack_in_turn
-from fi_cachestore.coordination.port import Coordinator, SystemClock
-from fi_cachestore.coordination.ranks import Layered
+from fi_cachestore.coordination.port import SystemClock
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.environment.manifest import manifest
 from fi_cachestore.errors import BoardLostError, CacheStoreError, ConfigError, UnsupportedFlashInferError
 from fi_cachestore.records.rules import Rule
 from fi_cachestore.report import Report
-from fi_cachestore.session import Ports, Session
-from fi_cachestore.store.open import open_session_root, read_only_paths
+from fi_cachestore.store.open import open_session_root
 from fi_cachestore.store.roots import OpenRoot, write_manifest
-from fi_cachestore.validation.ledger import Ledger
-from fi_cachestore.work import Limits
 
 logger: Final = logging.getLogger("fi_cachestore")
 
@@ -64,7 +55,7 @@ class SessionHandle:
     @property
     def is_attached(self) -> bool:
         """Whether FlashInfer's tuner works with this session."""
-        return self._state is not None and self._attached in self._state.attached
+        return self._state is not None and self._attached in (*self._state.attached, *self._state.aside)
 
     @property
     def is_among_ranks(self) -> bool:
@@ -158,6 +149,8 @@ def autotune(
     share_tuning: bool = True,
     collective_ops: str | Collection[str] = (),
     preload: bool = False,
+    pin: str | None = None,
+    strict: bool | None = None,
 ) -> Iterator[SessionHandle]:
     """Tune with records, in place of ``flashinfer.autotune`` and ``autotune_v2``.
 
@@ -172,17 +165,21 @@ def autotune(
     are known to: all ranks measure these together. Without ``share_tuning`` every rank measures for itself, for memory only.
     With ``preload`` all records are read at once, not when they are first asked for.
 
-    A cache that cannot be used costs one warning, never an exception.
+    In mode ``pin`` nothing is measured: the bundle whose digest is ``pin`` is served, and what it lacks by the default.
+
+    A cache that cannot be used costs one warning, never an exception, unless a pinned bundle is served with ``strict``.
 
     Raises:
         ConfigError: ``mode`` is not one of the modes.
+        NoSuchBundleError: the pinned bundle is not there, with ``strict``. ``choose_one`` raises ``PinnedMissError`` for what it lacks.
         ValueError: FlashInfer refuses ``tuning_buckets`` or ``cuda_graph_profile_replays``.
     """
     buckets = None if tuning_buckets is None else tuple(sorted(set(tuning_buckets)))
     skipped = frozenset({skip_ops} if isinstance(skip_ops, str) else skip_ops or ())
     rule = Rule(buckets, bool(round_up), cuda_graph_profile_replays, **rule_fields(policy))
     collective = frozenset({collective_ops} if isinstance(collective_ops, str) else collective_ops)
-    handle = _open(root, mode, Overrides(rule, policy, skipped, collective), group=group, share_tuning=share_tuning, preload=preload)
+    settings, overrides = _settings(root, mode, pin, strict), Overrides(rule, policy, skipped, collective)
+    handle = _open(settings, overrides, group=group, share_tuning=share_tuning, preload=preload)
     forwarded: dict[str, Any] = {"tuning_buckets": tuning_buckets, "round_up": round_up, "skip_ops": skip_ops}
     if cuda_graph_profile_replays is not None:
         forwarded["cuda_graph_profile_replays"] = cuda_graph_profile_replays
@@ -194,7 +191,13 @@ def autotune(
 
 
 def attach(
-    mode: str | Mode = Mode.REPLAY, *, root: str | os.PathLike[str] | None = None, group: Any = None, preload: bool = False
+    mode: str | Mode = Mode.REPLAY,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    group: Any = None,
+    preload: bool = False,
+    pin: str | None = None,
+    strict: bool | None = None,
 ) -> SessionHandle:
     """Serve from records, from now until ``detach``; in mode ``auto``, also tune whenever FlashInfer's own contexts do.
 
@@ -204,10 +207,14 @@ def attach(
     With ``group``, a ``torch.distributed`` process group, a rank that joins serves what ranks that served before have left for it in the
     group's store, and a rank that has records leaves them there. No collective is called and nobody is waited for.
 
+    In mode ``pin`` exactly the bundle whose digest is ``pin`` is served, and nothing else that is attached, until ``detach``; what it lacks
+    is served by the default, or with ``strict`` an error.
+
     Raises:
         ConfigError: ``mode`` is not one of the modes.
+        NoSuchBundleError: the pinned bundle is not there, with ``strict``. ``choose_one`` raises ``PinnedMissError`` for what it lacks.
     """
-    handle = _open(root, mode, Overrides(), preload=preload)
+    handle = _open(_settings(root, mode, pin, strict), Overrides(), preload=preload)
     if group is not None:
         handle.hand_over(group)
     return handle
@@ -218,20 +225,13 @@ def detach() -> None:
     tuner = AutoTuner.get()
     if isinstance(tuner, CacheStoreTuner):
         state = tuner.state
-        for attached in state.attached:
+        for attached in (*state.attached, *state.aside):
             _detach(attached, state)
 
 
 def _open(
-    root: str | os.PathLike[str] | None,
-    mode: str | Mode | None,
-    overrides: Overrides,
-    *,
-    group: Any = None,
-    share_tuning: bool = True,
-    preload: bool = False,
+    settings: Settings, overrides: Overrides, *, group: Any = None, share_tuning: bool = True, preload: bool = False
 ) -> SessionHandle:
-    settings = _settings(root, mode)
     state, opened, cannot = None, None, ""
     with _lock:
         if settings.mode.value is not Mode.OFF:
@@ -239,15 +239,16 @@ def _open(
         if state is not None and settings.mode.value is not Mode.EPHEMERAL:
             opened, cannot = _opened(settings)
     meeting = None if group is None else met(group, settings, opened, cannot, _facets(state))
-    if group is not None and meeting is None:
+    if group is not None and meeting is None and settings.mode.value is not Mode.PIN:
         opened, cannot = None, ""  # said already
     with _lock:
         if state is None:
             if meeting is not None:
                 meeting.end(linger=False)
             return SessionHandle(Mode.OFF)
-        attached = _attached(settings, state, overrides, opened, cannot, meeting, share_tuning=share_tuning)
+        attached = opening.attached(settings, state, overrides, opened, cannot, meeting, share_tuning=share_tuning)
         attached.process_group = group
+        pinned.mark(attached, settings)
         state.put_first(attached)
     if preload:
         attached.session.preload()
@@ -270,6 +271,8 @@ def _opened(settings: Settings) -> tuple[OpenRoot | None, str]:
     try:
         return open_session_root(settings), ""
     except CacheStoreError as error:
+        if settings.mode.value is Mode.PIN:
+            return pinned.instead(settings, error), ""
         return None, str(error)
 
 
@@ -277,9 +280,9 @@ def _facets(state: AdapterState | None) -> dict[str, str]:
     return {} if state is None else environment_of(state.introspector.environments.of(default_device()))
 
 
-def _settings(root: str | os.PathLike[str] | None, mode: str | Mode | None) -> Settings:
+def _settings(root: str | os.PathLike[str] | None, mode: str | Mode | None, pin: str | None, strict: bool | None) -> Settings:  # noqa: FBT001
     try:
-        return config.load(root=root, mode=mode)
+        return config.load(root=root, mode=mode, pin=pin, strict=strict)
     except ConfigError as error:
         if error.source == "argument":
             raise
@@ -300,40 +303,11 @@ def _state(tuner: Any, settings: Settings) -> AdapterState:
     return state
 
 
-def _attached(
-    settings: Settings,
-    state: AdapterState,
-    overrides: Overrides,
-    opened: OpenRoot | None,
-    cannot: str,
-    meeting: Meeting | None,
-    *,
-    share_tuning: bool,
-) -> Attached:
-    """Return a session for the settings, ephemeral (said once) where its root cannot be used."""
-    identity = (settings.root.value, settings.path.value, settings.mode.value)
-    earlier = next((known.session for known in state.attached if known.identity == identity), None)
-    limits = Limits(settings.max_wait_s.value, settings.stall_s.value)
-    group = None if meeting is None else meeting.group
-    if opened is None:
-        if cannot:
-            logger.warning("%s; tuning stays in memory", cannot)
-        ports = Ports(None, None, LocalCoordinator(), state.clock, group=group)
-        return Attached(Session(Mode.EPHEMERAL, ports, limits, earlier=earlier), overrides, identity)
-    coordinator: Coordinator = FileCoordinator(opened.claims) if share_tuning else LocalCoordinator()
-    if group is not None and share_tuning:
-        coordinator = Layered(group.ranks, coordinator)
-    pack = None if opened.packer is None else functools.partial(pack_in_turn, opened.packer, FileCoordinator(opened.claims))
-    ports = Ports(opened.records, opened.rules, coordinator, state.clock, opened.settled, group, Ledger(opened.verdicts), pack)
-    session = Session(settings.mode.value, ports, limits, share_tuning=share_tuning, earlier=earlier)
-    return Attached(session, overrides, identity, opened.path, OrphanWatch([opened.path, *read_only_paths(settings)], opened.records))
-
-
 def _commit(attached: Attached, state: AdapterState) -> None:
     """End a tuning context: keep the session's rules, and describe the environments for people."""
     attached.session.commit()
     state.remember_communicating(attached.session.suspects)
-    if attached.root is not None and attached.session.mode is Mode.AUTO:
+    if attached.root is not None and attached.session.mode.publishes:
         for device in sorted(attached.devices, key=str):
             write_manifest(attached.root, *manifest(state.introspector.environments.of(device)))
     missing.keep(state)

@@ -80,15 +80,21 @@ def meet(process_group: Any, settings: Settings, clock: Clock, *, root_name: str
 
 
 def met(process_group: Any, settings: Settings, opened: OpenRoot | None, cannot: str, environment: Mapping[str, str]) -> Meeting | None:
-    """Meet the ranks of a process group and start alike; ``None`` (said once) where nothing can be shared."""
+    """Meet the ranks of a process group and start alike; ``None`` (said once) where nothing can be shared.
+
+    In mode ``pin`` nothing is. Such ranks meet nevertheless, so that none of another mode waits for them.
+    """
+    instead = "every rank tunes for itself, in memory"
+    if settings.mode.value is Mode.PIN:
+        cannot, instead = cannot or f"mode {Mode.PIN}", "this one serves what it has pinned"
     name = "" if opened is None else root_name([opened.path, *read_only_paths(settings)], boot_id())
     try:
         meeting = meet(process_group, settings, SystemClock(), root_name=name, cannot=cannot, environment=environment)
     except Exception as error:  # noqa: BLE001 - whatever the group's collectives raise: the cache must not be what stops the engine
-        logger.warning("the ranks of the group do not meet (%s); every rank tunes for itself, in memory", str(error).splitlines()[0])
+        logger.warning("the ranks of the group do not meet (%s); %s", str(error).splitlines()[0], instead)
         return None
     if meeting.group is None:
-        logger.warning("%s; every rank tunes for itself, in memory", meeting.why_not)
+        logger.warning("%s; %s", meeting.why_not, instead)
         return None
     if opened is not None and (received := meeting.group.level(opened.records)):
         logger.info("%d records of other hosts came in", received)

@@ -48,6 +48,14 @@ class Overrides:
     collective_ops: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """The one bundle that a session serves; with ``strict``, what it lacks is an error."""
+
+    digest: str
+    strict: bool
+
+
 @dataclass(slots=True, eq=False)
 class Attached:
     """One session on the tuner. ``identity`` names root and mode, ``tuning_count`` counts open contexts."""
@@ -60,6 +68,7 @@ class Attached:
     process_group: Any = None
     tuning_count: int = 0
     devices: set[Device] = field(default_factory=set)
+    pin: Pin | None = None
 
 
 class AdapterState:
@@ -77,6 +86,7 @@ class AdapterState:
         self.frames = Frames()
         self.objects = OwnObjects()
         self.attached: tuple[Attached, ...] = ()
+        self.aside: tuple[Attached, ...] = ()
         self.original = original
         self.suspended_because: str | None = None
         self._answers: dict[bytes, Decision] = {}
@@ -91,8 +101,13 @@ class AdapterState:
     # -- sessions ---------------------------------------------------------------------------------------------------------------
 
     def put_first(self, attached: Attached) -> None:
-        """Make a session the newest. One with the same root and mode that is not tuning gives way: its records live on in this one."""
+        """Make a session the newest. One with the same root and mode that is not tuning gives way: its records live on in this one.
+
+        Beside one that serves a pinned bundle nothing else is served: the others stand aside until it goes.
+        """
         others = [known for known in self.attached if known.tuning_count > 0 or known.identity != attached.identity]
+        if attached.pin is not None:
+            self.aside, others = (*others, *self.aside), []
         self.attached = (attached, *others)
         self.forget()
         self.look_for_orphans(device_at_hand())
@@ -100,6 +115,9 @@ class AdapterState:
     def remove(self, attached: Attached) -> None:
         """Take a session off, wherever it stands."""
         self.attached = tuple(known for known in self.attached if known is not attached)
+        self.aside = tuple(known for known in self.aside if known is not attached)
+        if not any(known.pin is not None for known in self.attached):
+            self.attached, self.aside = (*self.attached, *self.aside), ()
         self.forget()
 
     def remember_communicating(self, ops: frozenset[str]) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
 
-from fi_cachestore.adapter import drive, serve
+from fi_cachestore.adapter import drive, pinned, serve
 from fi_cachestore.adapter.frames import Frame, MemoryOnly
 from fi_cachestore.adapter.joining import timings_averaged_over
 from fi_cachestore.adapter.policy import from_rule, rule_fields
@@ -43,6 +44,8 @@ class CacheStoreTuner(AutoTuner):
         """Return runner and tactic from records; while tuning, measure what no record answers."""
         if custom_op in self._effective_skip_ops or not runners:
             return super().choose_one(custom_op, runners, tuning_config, inputs, **kwargs)
+        if (pin := self._fi_cachestore.current.pin) is not None:
+            return pinned.choose(self, pin, custom_op, runners, tuning_config, inputs, kwargs)
         if self.is_tuning_mode:
             return drive.choose(self, custom_op, runners, tuning_config, inputs, kwargs)
         return serve.choose(self, custom_op, runners, tuning_config, inputs, kwargs)
@@ -51,6 +54,8 @@ class CacheStoreTuner(AutoTuner):
         self, custom_op: str, runners: list[TunableRunner], tuning_config: TuningConfig, inputs: list[Any], k: int = 1, **kwargs: Any
     ) -> list[Any]:
         """Return the best tactics of one runner from its record, or measure and record them."""
+        if (pin := self._fi_cachestore.current.pin) is not None and runners:
+            return [pinned.choose(self, replace(pin, strict=False), custom_op, runners, tuning_config, inputs, kwargs)[1]]
         if k > 1 and len(runners) == 1 and self.is_tuning_mode and custom_op not in self._effective_skip_ops:
             return drive.rank(self, custom_op, runners[0], tuning_config, inputs, kwargs, k)
         return super().rank_tactics(custom_op, runners, tuning_config, inputs, k=k, **kwargs)  # a choice of one, by choose_one

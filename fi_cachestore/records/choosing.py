@@ -54,6 +54,22 @@ def preference(candidates: Iterable[Candidate]) -> Iterator[Choice]:
         yield remaining.pop(best)[0]
 
 
+def supersedes(new: Record, old: Record) -> bool:
+    """Whether a new measurement of a key is worth more than the old one: its best tactic is faster by more than the tie band.
+
+    Both sides are compared by the new times: what was measured under another driver or clock says nothing of today. A tactic that does not
+    run any more is beaten by any that does.
+    """
+    before, now = (next(preference([Candidate(0, record)]), None) for record in (old, new))
+    if now is None:
+        return False
+    if before is None:
+        return True
+    name = encode(before.tactic)
+    today_ns = next((m.time_ns for m in new.usable if encode(m.tactic) == name), None)
+    return today_ns is None or today_ns > now.time_ns * (1 + TIE_BAND)
+
+
 def ranked(record: Record) -> list[Value]:
     """Return the runner's own working tactics, fastest first (equal times by canonical bytes); a raced default is not among them."""
     own = [m for m in record.usable if not (record.default_raced and _is_default(m.tactic))]

@@ -142,10 +142,7 @@ class LooseStore(LooseReader[E]):
         """Store ``entry`` unless a valid one is there; see ``Store.publish``. A bad file in its place goes to ``quarantine/``."""
         digest = entry.digest
         path = entry_path(self.folder, digest, 0)
-        try:
-            data = seal(entry.to_value())
-        except UnsupportedValueError as error:
-            raise RecordTooLargeError(digest, MAX_SEALED_BYTES + 1, MAX_SEALED_BYTES) from error
+        data = self._sealed(entry)
         for _ in range(_PUBLISH_ATTEMPTS):
             if create_once(self._writer, path, data, durable=self._durable):
                 return Published(str(path))
@@ -159,6 +156,31 @@ class LooseStore(LooseReader[E]):
                 case Miss(reason, detail):
                     raise StoreIOError(str(path), "publishing", f"the name is taken by a file that is {reason} ({detail})")
         raise StoreIOError(str(path), "publishing", "the name stays taken by a bad file")
+
+    def publish_after(self, entry: E, generation: int) -> tuple[Published | Present[E], int]:
+        """Store ``entry`` as the generation after ``generation``, and return which one that is; the first writer of a generation wins.
+
+        A name that a bad file has taken is left to it: the next one counts.
+
+        Raises:
+            StoreIOError: the file system refused, or there are no generations left.
+            RecordTooLargeError: the entry exceeds the format's limit.
+        """
+        digest = entry.digest
+        data = self._sealed(entry)
+        for number in range(generation + 1, MAX_GENERATIONS):
+            path = entry_path(self.folder, digest, number)
+            if create_once(self._writer, path, data, durable=self._durable):
+                return Published(str(path)), number
+            if isinstance(theirs := self._load(digest, number), Found):
+                return Present(theirs.entry, theirs.source), number
+        raise StoreIOError(str(self.folder), "publishing", f"the key {digest[:12]} has no generation left")
+
+    def _sealed(self, entry: E) -> bytes:
+        try:
+            return seal(entry.to_value())
+        except UnsupportedValueError as error:
+            raise RecordTooLargeError(entry.digest, MAX_SEALED_BYTES + 1, MAX_SEALED_BYTES) from error
 
     def withdraw(self, digest: Digest, generation: int, data: bytes) -> None:
         """Remove the file of an entry if it holds ``data``. Best effort: a file that stays is of no consequence where this is called."""

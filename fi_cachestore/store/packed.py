@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Generic
 
 from fi_cachestore.errors import DamagedError
+from fi_cachestore.keys.canonical import encode
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.records.envelope import MissReason, seal
 from fi_cachestore.store.filesystem import Reader
@@ -164,6 +165,32 @@ class PackedStore(PackedReader[E]):
                 self._own.withdraw(digest, 0, ours)
             return Present(first.entry, first.source)
         return answer
+
+    def supersede(self, entry: E, over: E) -> Published | Present[E]:
+        """Store ``entry`` as the next generation if ``over`` is what serves here; else somebody was first, and what serves now counts.
+
+        Where nothing serves here (``over`` is a read-only layer's), ``entry`` is the first generation.
+
+        Raises:
+            StoreIOError: the file system refused, or there are no generations left.
+            RecordTooLargeError: the entry exceeds the format's limit.
+        """
+        self._packs.refresh()
+        serving = self.serving(entry.digest)
+        if isinstance(serving, Miss):
+            return self.publish(entry)
+        if encode(serving.entry.to_value()) != encode(over.to_value()):
+            return Present(serving.entry, serving.source)
+        answer, generation = self._own.publish_after(entry, serving.generation)
+        self._packs.refresh()
+        packed = self.packed(entry.digest)
+        if isinstance(answer, Present) or isinstance(packed, Miss) or packed.generation < generation:
+            return answer
+        ours = seal(entry.to_value())  # the name was free because the first of this generation had been packed: see ``publish``
+        if packed.data == ours:
+            return answer
+        self._own.withdraw(entry.digest, generation, ours)
+        return Present(packed.entry, packed.source)
 
 
 def digests_of(pack: Pack, prefix: str) -> Iterator[Digest]:

@@ -78,6 +78,18 @@ class Present(Generic[E_co]):
     source: str
 
 
+class Successors(Protocol[E]):
+    """Where better measurements of what is stored already go."""
+
+    def supersede(self, entry: E, over: E) -> Published | Present[E]:
+        """Store ``entry`` in place of ``over``, if that still serves. ``over`` stays; the first successor wins.
+
+        Raises:
+            StoreIOError: the file system refused, or there is no room for another one.
+            RecordTooLargeError: the entry exceeds the format's limit.
+        """
+
+
 class Store(Protocol[E]):
     """Entries by digest. Every method is safe from any thread and process; an entry never changes once it is there."""
 

@@ -21,7 +21,7 @@ from fi_cachestore.store.marks import MARKS_FOLDER, MarkFolder
 from fi_cachestore.store.pack import PACKS_FOLDER
 from fi_cachestore.store.packed import PackedReader, PackedStore, PackSet
 from fi_cachestore.store.packing import Packer
-from fi_cachestore.store.port import Store
+from fi_cachestore.store.port import Store, Successors
 from fi_cachestore.store.publish import create_once
 from fi_cachestore.store.rules_log import RulesLog
 from fi_cachestore.store.verdicts import VERDICTS_FOLDER, VerdictFolder, Verdicts
@@ -45,16 +45,17 @@ _SMALL_FILE_BYTES: Final = 4096
 class OpenRoot:
     """An opened root: its records (read-only layers included), its rules, what ranks settled, verdicts, marks, and where claims are made.
 
-    ``marks`` and ``packer`` are ``None`` for a root that is only read.
+    ``verdicts`` is ``None`` where every record is believed; ``marks``, ``packer`` and ``successors`` where nothing is ever written.
     """
 
     path: Path
     records: Store[Record]
     rules: RulesLog
     settled: Store[Settlement]
-    verdicts: Verdicts
+    verdicts: Verdicts | None
     marks: MarkFolder | None = None
     packer: Packer[Record] | None = None
+    successors: Successors[Record] | None = None
 
     @property
     def claims(self) -> Path:
@@ -161,8 +162,8 @@ def open_root(
     prepare_root(root, durable=durable, writer=writer)
     reader = OsFileSystem() if reader is None else reader
     loose = LooseStore(root, RECORDS_FOLDER, Record, durable=durable, reader=reader, writer=writer)
-    own: Store[Record] = PackedStore(loose, PackSet(root, reader))
-    layers = [*open_layers(before), own, *open_layers(after)]
+    own = PackedStore(loose, PackSet(root, reader))
+    layers: list[Store[Record]] = [*open_layers(before), own, *open_layers(after)]
     records = Layered(layers, own) if len(layers) > 1 else own
     settled: Store[Settlement] = LooseStore(root, SETTLED_FOLDER, Settlement, durable=durable, reader=reader, writer=writer)
     verdicts = Verdicts(
@@ -170,7 +171,7 @@ def open_root(
     )
     rules = RulesLog(root, durable=durable, reader=reader, writer=writer)
     packer = Packer(loose, reader=reader, writer=writer)
-    return OpenRoot(root, records, rules, settled, verdicts, MarkFolder(root, reader=reader, writer=writer), packer)
+    return OpenRoot(root, records, rules, settled, verdicts, MarkFolder(root, reader=reader, writer=writer), packer, own)
 
 
 def open_read_only(root: Path, *, before: Sequence[Path] = (), after: Sequence[Path] = (), reader: Reader | None = None) -> OpenRoot:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fi_cachestore.keys.canonical import encode
 from fi_cachestore.keys.model import RunnerIdentity
-from fi_cachestore.records.choosing import TIE_BAND, Candidate, preference, ranked
+from fi_cachestore.records.choosing import TIE_BAND, Candidate, preference, ranked, supersedes
 from fi_cachestore.records.record import TacticSpace
 from fi_cachestore.testing.samples import sample_key, sample_record
 
@@ -115,3 +115,26 @@ def test_a_tactic_list_in_another_order_is_another_list():
     assert TacticSpace.of([1, (2, 3)]) == TacticSpace.of([1, (2, 3)])
     assert TacticSpace.of([1, (2, 3)]) != TacticSpace.of([(2, 3), 1])
     assert TacticSpace.of([1, 2]) != TacticSpace.of([(1, 2)])
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "is_better"),
+    [
+        ({0: 100}, {0: 100}, False),
+        ({0: 50}, {0: 100}, False),  # the same tactic, faster today: nothing would be served that is not served now
+        ({0: 200}, {0: 100}, False),
+        ({0: 100, 1: 98}, {0: 100, 1: 200}, True),  # 100 is more than 2 % above 98
+        ({0: 100, 1: 99}, {0: 100, 1: 200}, False),
+        ({0: 1000, 1: 900}, {0: 10, 1: 20}, True),  # by today's times, whatever those of another driver were
+        ({0: 102, 1: 100}, {0: 1, 1: 2}, False),
+        ({1: 100}, {0: 1}, True),  # the old tactic is not listed any more
+        ({0: None, 1: 100}, {0: 1}, True),  # or does not run any more
+        ({0: None}, {0: 1}, False),
+        ({0: 5}, {0: None}, True),
+        ({0: None}, {0: None}, False),
+        ({-1: 100, 0: 99}, {-1: 100, 0: 150}, False),
+    ],
+    ids=str,
+)
+def test_what_is_worth_a_new_generation(new, old, is_better):
+    assert supersedes(sample_record(times_ns=new), sample_record(times_ns=old)) is is_better
