@@ -131,7 +131,23 @@ def _collision(base: Path) -> dict[str, Any]:
     note("   the two keys differ in:")
     for path, left, right in rows:
         note(f"     {path}: {left} | {right}")
-    return {"old_key_error": old["error"], "differences": rows}
+    why = _why(base, second["digest"])
+    note(f"   fi-cachestore why {second['digest'][:12]}, after that process has gone: {why['reason']}; {'; '.join(why['next'])}")
+    _require("why", why["nearest"][0]["digest"] == first["digest"], f"the nearest key is {why['nearest'][0]['digest']}")
+    return {"old_key_error": old["error"], "differences": rows, "why": why}
+
+
+def _why(base: Path, digest: str) -> dict[str, Any]:
+    """Ask the command line about a key that a process of this demo missed or stored."""
+    command = ["env", _state_setting(base), sys.executable, "-m", "fi_cachestore.cli.main", "why", digest, "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    _require("why", result.returncode == 1, result.stderr)
+    explained: dict[str, Any] = json.loads(result.stdout)["explained"][0]
+    return explained
+
+
+def _state_setting(base: Path) -> str:
+    return f"FI_CACHESTORE_STATE_DIR={base / 'state'}"
 
 
 def _gpu(base: Path) -> dict[str, Any] | None:
@@ -166,7 +182,7 @@ def _many(tasks: Sequence[tuple[Any, ...]], *, settings: Sequence[str] = (), kil
 
     ``settings`` are environment variables for them, ``NAME=VALUE``; ``killed`` is the task that is to end by SIGKILL.
     """
-    workers = [_Worker([str(part) for part in task], settings) for task in tasks]
+    workers = [_Worker([str(part) for part in task], (*settings, _state_setting(task[1].parent))) for task in tasks]
     with _alive(f"{len(tasks)} process{'es' if len(tasks) > 1 else ''} at work"):
         try:
             for worker in workers:

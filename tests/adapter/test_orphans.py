@@ -162,6 +162,17 @@ def test_of_several_environments_the_most_similar_is_named():
     assert changes_since([described(manifest(current)[1]), *found], current) == ()
 
 
+def test_only_facets_that_decide_validity_and_only_devices_of_one_kind_are_compared():
+    current = environments(driver="590", cudnn="2").of(CPU)
+
+    def since(**facets):
+        return changes_since([described(manifest(environments(**facets).of(CPU))[1])], current)
+
+    assert since(driver="580", cudnn="2") == ()
+    assert [str(change) for change in since(driver="580", cudnn="1")] == ["cudnn 1 -> 2"]
+    assert since(driver="590", cudnn="1", processor="another") == ()
+
+
 # -- how many ---------------------------------------------------------------------------------------------------------------------
 
 

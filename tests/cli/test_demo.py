@@ -17,4 +17,9 @@ def test_the_demo_shows_what_it_says(tmp_path):
     assert sum(one["profile_count"] for one in document["four"]) == 12
     assert "Invalid sf layout in run" in document["collision"]["old_key_error"]
     assert document["collision"]["differences"] == [["params._use_8x4_sf_layout", "True", "False"]]
+    why = document["collision"]["why"]
+    assert (why["reason"], why["nearest"][0]["differences"][0]["field"]) == ("absent", "params._use_8x4_sf_layout")
+    assert why["next"] == [
+        "the runner is configured otherwise (params._use_8x4_sf_layout: stored True, asked False): tune with this configuration"
+    ]
     assert -1 not in document["served"].values()
