@@ -50,6 +50,7 @@ def choose(
     gaps = described.gaps if isinstance(described, Description) else described
     if gaps or not isinstance(described, Description):
         tuner.state.current.session.recorder.ephemeral(_NO_KEY, gaps)
+        tuner.state.missed.in_memory(op, _NO_KEY, gaps)
         return _missed(pin, op, runners, "", "; ".join(map(str, gaps)))
     decision = serve.answer(tuner, described)
     if not decision.is_hit:

@@ -38,6 +38,8 @@ def next_steps(explained: Explained) -> list[str]:
                 "two processes contradict each other: a parameter that decides something is not in the key; give the runner a contract",
                 f"both sides: fi-cachestore trust show {schema}; if the verdict is wrong: {believe}",
             ]
+        case NotServed.NOT_PINNED:
+            return ["the bundle that is pinned lacks it: make another (fi-cachestore pack --out) and pin that, or use another mode"]
         case NotServed.REFUSED:
             return ["what was measured is refused here: see the runner's validate_tactic and FlashInfer's blocklist, or measure again"]
     return list(_for_absent(explained.key, explained.nearest[0] if explained.nearest else None))

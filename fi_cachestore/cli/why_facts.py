@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from fi_cachestore.config import Mode
 from fi_cachestore.errors import NoSuchRecordError
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.model import TuneKey
@@ -34,6 +35,7 @@ class NotServed(StrEnum):
     UNPROVEN = "unproven"
     QUARANTINED = "quarantined"
     REFUSED = "refused"
+    NOT_PINNED = "not-pinned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class Explained:
         """Why it is not served now; ``None`` where nothing speaks against it."""
         if isinstance(self.now, Miss):
             return self.now.reason.value
+        if self.asked.session is not None and self.asked.session.mode == Mode.PIN:
+            return NotServed.NOT_PINNED
         if self.verdict is not None and self.verdict.is_refused:
             return NotServed.REFUSED
         if self.verdict is not None and self.verdict.standing is Standing.QUARANTINED:

@@ -244,6 +244,17 @@ def test_a_record_that_nothing_speaks_against(tmp_path):
     assert (code, "nothing speaks against it" in out) == (0, True)
 
 
+def test_what_a_pinned_bundle_lacks_is_told_from_what_the_root_has(tmp_path):
+    record = sample_record()
+    open_store(tmp_path).publish(record)
+    missed = (Missed(record.key.canonical, "absent", "", 1, is_covered=False),)
+    MissedLog(settings.load().state.value).append(session(mode="pin", missed=missed, roots=(str(tmp_path),)))
+    code, document = why_json("--last")
+    [row] = document["explained"]
+    assert (code, row["is_stored"], row["reason"]) == (1, True, "not-pinned")
+    assert "fi-cachestore pack --out" in row["next"][0]
+
+
 # -- asking -----------------------------------------------------------------------------------------------------------------------
 
 
