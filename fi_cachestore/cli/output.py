@@ -11,6 +11,8 @@ from typing import Any
 from fi_cachestore.errors import CacheStoreError
 from fi_cachestore.keys.canonical import Named, Value
 
+_MAX_FITTED_ROWS = 500  # fitting costs a millisecond per row
+
 
 def to_json(value: Value) -> Any:
     """Return a key's or record's value as JSON; what JSON lacks is spelled out: ``{"tuple": [...]}``, ``{"kind": ..., "content": ...}``."""
@@ -61,7 +63,19 @@ def printable(text: str) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print rows as a table; on a terminal it fits the width, in a pipe nothing is cut."""
+    """Print rows as a table; on a terminal it fits the width, in a pipe nothing is cut, and neither in a table of very many rows."""
+    cells = [tuple(map(printable, row)) for row in rows]
+    if sys.stdout.isatty() and len(cells) <= _MAX_FITTED_ROWS:
+        _print_fitted(columns, cells, right)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    places = [f"{{:{'>' if name in right else '<'}{width}}}" for name, width in zip(columns, widths, strict=True)]
+    line = ("  ".join(places)).format
+    print_lines([line(*columns).rstrip(), "  ".join("-" * width for width in widths)])
+    sys.stdout.writelines(line(*row).rstrip() + "\n" for row in cells)
+
+
+def _print_fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -71,9 +85,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=400)
-    console.print(table)
+        table.add_row(*map(Text, row))
+    Console(soft_wrap=False).print(table)
 
 
 def time_text(time_ns: int | None) -> str:

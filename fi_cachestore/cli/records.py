@@ -35,12 +35,13 @@ def ls_command(root: Path | None, op: str | None, runner: str | None, environmen
     path, records = open_records(root)
     misses: list[dict[str, str]] = []
     found = islice(_matching(records, misses, op, runner, environment), limit)
-    rows = [_row(record, source) for record, source in found]
     if as_json:
-        print_json("ls/1", {"root": str(path), "records": rows, "unreadable": misses})
+        documents = [_row(record, source) for record, source in found]
+        print_json("ls/1", {"root": str(path), "records": documents, "unreadable": misses})
         return
+    rows = [_cells(record) for record, _ in found]
     columns = ("digest", "op", "runner", "bucket", "tactic", "time", "to default", "measured")
-    print_table(columns, (_cells(row) for row in rows), right=("time", "to default"))
+    print_table(columns, rows, right=("time", "to default"))
     note(f"{len(rows)} records under {path}" + (f", {len(misses)} files cannot be read (fi-cachestore verify)" if misses else ""))
 
 
@@ -49,13 +50,14 @@ def _matching(
 ) -> Iterator[tuple[Record, str]]:
     for digest in records:
         match records.get(digest):
-            case Hit(record, source) if _matches(record.key, op, runner, environment):
+            case Hit(record, source) if matches(record.key, op, runner, environment):
                 yield record, source
             case Miss(reason, detail):
                 misses.append({"digest": digest, "reason": reason, "detail": detail})
 
 
-def _matches(key: TuneKey, op: str | None, runner: str | None, environment: str | None) -> bool:
+def matches(key: TuneKey, op: str | None, runner: str | None, environment: str | None) -> bool:
+    """Whether a key fits all filters that are given."""
     if op is not None and not fnmatchcase(key.op, op):
         return False
     if runner is not None and runner not in key.runner.type:
@@ -89,18 +91,19 @@ def _row(record: Record, source: str) -> dict[str, Any]:
     }
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    best = row["best"]
-    buckets = ", ".join(str(dim.get("bucket")) for dim in row["profile"]["tuple"] if isinstance(dim, dict))
+def _cells(record: Record) -> tuple[str, ...]:
+    best = next(preference([Candidate(0, record)]), None)
+    key = record.key
+    buckets = ", ".join(str(dim.get("bucket")) for dim in key.profile if isinstance(dim, dict))
     return (
-        row["digest"][:12],
-        row["op"],
-        short_type(row["runner"]),
+        record.digest[:12],
+        key.op,
+        short_type(key.runner.type),
         buckets or "-",
-        "none works" if best is None else best["text"],
-        time_text(None if best is None else best["time_ns"]),
-        _ratio(None if best is None else best["time_ns"], row["default_time_ns"]),
-        when(row["measured_unix_ns"]),
+        "none works" if best is None else render(best.tactic),
+        time_text(None if best is None else best.time_ns),
+        _ratio(None if best is None else best.time_ns, record.default_time_ns),
+        when(record.provenance.measured_unix_ns),
     )
 
 

@@ -24,7 +24,8 @@ def verify_command(root: Path | None, *, as_json: bool) -> int:
         if checked.findings:
             print_table(("file", "reason", "detail"), ((f.path, f.reason, f.detail) for f in checked.findings))
         note(
-            f"{checked.root}: {checked.record_count} records, {checked.rules_count} session rules, "
+            f"{checked.root}: {checked.record_count} loose records, {checked.packed_record_count} in {checked.pack_count} packs, "
+            f"{checked.rules_count} session rules, "
             f"{checked.settlement_count} settlements, {checked.verdict_count} verdicts and {checked.mark_count} marks are sound, "
             f"{len(checked.findings)} findings, {checked.quarantined_count} files in quarantine"
         )

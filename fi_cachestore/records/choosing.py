@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -38,20 +39,21 @@ def preference(candidates: Iterable[Candidate]) -> Iterator[Choice]:
     first runner with tactic -1), then runners by name, then tactics by canonical bytes. Pure; the order of ``candidates`` is irrelevant.
     """
     remaining = [
-        (choice, _rank(choice))
+        Choice(candidate.runner_index, m.tactic, m.time_ns, candidate.record)
         for candidate in candidates
-        for choice in (
-            Choice(candidate.runner_index, m.tactic, m.time_ns, candidate.record)
-            for m in candidate.record.measurements
-            if m.time_ns is not None
-        )
+        for m in candidate.record.measurements
+        if m.time_ns is not None
     ]
-    remaining.sort(key=lambda row: (row[0].time_ns, row[1]))
+    remaining.sort(key=lambda choice: choice.time_ns)
     while remaining:
-        limit = remaining[0][0].time_ns * (1 + TIE_BAND)
-        band_count = sum(1 for choice, _ in remaining if choice.time_ns <= limit)
-        best = min(range(band_count), key=lambda index: remaining[index][1])
-        yield remaining.pop(best)[0]
+        band_count = sum(1 for _ in itertools.takewhile(_within_band_of(remaining[0]), remaining))
+        best = min(range(band_count), key=lambda index: _rank(remaining[index])) if band_count > 1 else 0
+        yield remaining.pop(best)
+
+
+def _within_band_of(fastest: Choice) -> Callable[[Choice], bool]:
+    limit = fastest.time_ns * (TIE_BAND.denominator + TIE_BAND.numerator)
+    return lambda choice: choice.time_ns * TIE_BAND.denominator <= limit
 
 
 def supersedes(new: Record, old: Record) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
 from fi_cachestore.errors import DamagedError, NoSuchBundleError
 from fi_cachestore.keys.digest import Digest
+from fi_cachestore.records.envelope import MissReason
 from fi_cachestore.records.record import Record
 from fi_cachestore.store.filesystem import OsFileSystem, Reader, Writer
 from fi_cachestore.store.layers import ReadOnly
@@ -25,6 +26,23 @@ class Serving(Protocol):
 
     def serving(self, digest: Digest) -> Found[Record] | Miss:
         """Return a record with its bytes."""
+
+
+class FirstOf:
+    """Several stores, searched in order."""
+
+    def __init__(self, sources: Sequence[Serving]) -> None:
+        """Search ``sources``."""
+        self._sources = tuple(sources)
+
+    def serving(self, digest: Digest) -> Found[Record] | Miss:
+        """Return the record of the first that has one."""
+        answer: Found[Record] | Miss = Miss(MissReason.ABSENT)
+        for source in self._sources:
+            answer = source.serving(digest)
+            if isinstance(answer, Found):
+                return answer
+        return answer
 
 
 class Bundle:

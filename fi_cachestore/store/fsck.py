@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from fi_cachestore.store.filesystem import OsFileSystem, Reader
 from fi_cachestore.store.loose import QUARANTINE, LooseReader
 from fi_cachestore.store.marks import MarkFolder
 from fi_cachestore.store.numbered import NUMBERED_NAME
+from fi_cachestore.store.pack import PACK_NAME, PACKS_FOLDER, Pack, Row
 from fi_cachestore.store.publish import TEMPORARY_SUFFIX
 from fi_cachestore.store.roots import RECORDS_FOLDER, SETTLED_FOLDER
 from fi_cachestore.store.rules_log import RulesLog
@@ -41,6 +43,8 @@ class Verification:
 
     root: str
     record_count: int
+    pack_count: int
+    packed_record_count: int
     rules_count: int
     settlement_count: int
     verdict_count: int
@@ -52,13 +56,16 @@ class Verification:
 def verify(root: Path, *, reader: Reader | None = None) -> Verification:
     """Check every file under ``root``. Reads only, and never raises for what it finds there."""
     files: Reader = OsFileSystem() if reader is None else reader
-    records = _entries("record", LooseReader(root, RECORDS_FOLDER, Record, reader=files), files)
+    loose = LooseReader(root, RECORDS_FOLDER, Record, reader=files)
+    records = [*_entries("record", loose, files), *_packs(root, loose, files)]
     settled = _entries("settlement", LooseReader(root, SETTLED_FOLDER, Settlement, reader=files), files)
     found = [*records, *settled, *_rules(root, files), *_verdicts(root, files), *_marks(root, files)]
     sound = Counter(kind for kind, finding in found if finding is None)
     return Verification(
         root=str(root),
         record_count=sound["record"],
+        pack_count=sound["pack"],
+        packed_record_count=sound["packed record"],
         rules_count=sound["rules"],
         settlement_count=sound["settlement"],
         verdict_count=sound["verdict"],
@@ -74,6 +81,31 @@ def _entries(kind: str, entries: LooseReader[Any], files: Reader) -> Iterator[tu
             yield kind, _stray(path)
         else:
             yield from _checked(kind, path, _read_entry, entries, files, path, digest)
+
+
+def _packs(root: Path, loose: LooseReader[Any], files: Reader) -> Iterator[tuple[str, Finding | None]]:
+    """Check packs as wholes, and every record in them as look-ups do. Records that are also loose are no finding."""
+    folder = root / PACKS_FOLDER
+    for name in sorted(files.names(folder)):
+        path = folder / name
+        if PACK_NAME.fullmatch(name) is None:
+            yield "pack", _stray(path)
+            continue
+        try:
+            pack = Pack(path, files)
+        except FileNotFoundError:
+            continue  # merged while we looked
+        except DamagedError as damage:
+            yield "pack", Finding(str(path), damage.reason, damage.detail)
+            continue
+        yield from _checked("pack", path, pack.check)
+        with contextlib.suppress(DamagedError):  # the pack's own finding says so
+            for row in pack.rows():
+                yield from _checked("packed record", Path(f"{path}#{row.digest}.{row.generation}"), _read_packed, loose, pack, row)
+
+
+def _read_packed(loose: LooseReader[Any], pack: Pack, row: Row) -> None:
+    loose.check(pack.sealed(row), row.digest)
 
 
 def _rules(root: Path, files: Reader) -> Iterator[tuple[str, Finding | None]]:

@@ -36,7 +36,7 @@ WORTHWHILE_COUNT: Final = 256
 """Loose records from which on a session packs them. A pack costs every reader a file descriptor and every look-up one more read; with
 256 records that is repaid by the files and folders saved (a block of 4 KiB each), and packs stay few."""
 MERGED_COUNT: Final = 65536
-"""Packs with more records than this are merged by hand only: a session's end must not take long."""
+"""Packs with more records than this are merged by ``plan_one_pack`` only: a session's end must not take long."""
 _MAX_SEQUENCE: Final = 2**64 - 1
 
 

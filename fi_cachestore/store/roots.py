@@ -144,6 +144,12 @@ def packed_reader(root: Path, *, reader: Reader | None = None) -> PackedReader[R
     return PackedReader(LooseReader(root, RECORDS_FOLDER, Record, reader=reader), PackSet(root, reader))
 
 
+def packer_of(root: Path) -> Packer[Record]:
+    """Return what packs a root. Nothing is created before it packs something."""
+    files = OsFileSystem()
+    return Packer(LooseReader(root, RECORDS_FOLDER, Record, reader=files), reader=files, writer=files)
+
+
 def open_root(
     root: Path,
     *,

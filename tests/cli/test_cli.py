@@ -206,7 +206,7 @@ def test_diff_names_the_fields_and_exits_with_one(run, run_json, root):
 def test_verify_of_a_sound_root(run, run_json, root):
     code, out, err = run("verify", "--root", root)
     assert (code, out) == (0, "")
-    assert "4 records, 1 session rules, 0 settlements, 0 verdicts and 0 marks are sound, 0 findings" in err
+    assert "4 loose records, 0 in 0 packs, 1 session rules, 0 settlements, 0 verdicts and 0 marks are sound, 0 findings" in err
     code, document = run_json("verify", "--root", root)
     assert (code, document["record_count"], document["findings"]) == (0, 4, [])
 

@@ -12,6 +12,7 @@ from fi_cachestore.errors import DamagedError, NoSuchBundleError, StoreIOError
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.records.envelope import MissReason, seal
 from fi_cachestore.store.bundle import Bundle, open_bundle, write_bundle
+from fi_cachestore.store.fsck import LEFTOVER, STRAY, verify
 from fi_cachestore.store.open import open_store
 from fi_cachestore.store.pack import HEADER, INDEX_ROW, LARGE_BITS, LARGE_COUNT, MAGIC, PLACE, SMALL_BITS, TRAILER_BYTES, Pack, front_check
 from fi_cachestore.store.pack_writer import Sealed
@@ -481,3 +482,56 @@ def test_a_pack_that_is_merged_between_listing_and_opening_is_read_from_where_it
     store = packed_reader(tmp_path, reader=Merging())
     assert len(store) == len(RECORDS)
     assert [store.get(record.digest).entry for record in RECORDS] == RECORDS
+
+
+# -- verify ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_verify_counts_packs_and_what_is_in_them_and_overlap_is_no_finding(tmp_path):
+    store = packed_store(tmp_path)
+    store.publish(RECORDS[0])
+    make_pack(tmp_path, RECORDS[:3], sequence=1)
+    make_pack(tmp_path, RECORDS[1:4], sequence=2)
+    checked = verify(tmp_path)
+    assert checked.findings == ()
+    assert (checked.record_count, checked.pack_count, checked.packed_record_count) == (1, 2, 6)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_verify_finds_every_bad_pack(tmp_path, damage):
+    bad = make_pack(tmp_path, RECORDS[:3])
+    bad.path.write_bytes(DAMAGES[damage](bad.path.read_bytes()))
+    good = make_pack(tmp_path, RECORDS[3:])
+    checked = verify(tmp_path)
+    assert [finding.path for finding in checked.findings] == [str(bad.path)]
+    wanted = {"later version": "future-format", "other digest": "foreign"}.get(damage, "corrupt")
+    assert checked.findings[0].reason == wanted
+    assert (checked.pack_count, checked.packed_record_count) == (1, good.count)
+
+
+def test_verify_names_the_record_that_is_bad(tmp_path):
+    bad, foreign = sealed(RECORDS[0]), sealed(RECORDS[1])
+    pack = make_pack(
+        tmp_path, [Sealed(bad.digest, 0, bad.data[:-1] + b"?", ""), Sealed(sample_record(9).digest, 1, foreign.data, ""), RECORDS[2]]
+    )
+    checked = verify(tmp_path)
+    assert {(finding.path, finding.reason) for finding in checked.findings} == {
+        (f"{pack.path}#{bad.digest}.0", "corrupt"),
+        (f"{pack.path}#{sample_record(9).digest}.1", "foreign"),
+    }
+    assert (checked.pack_count, checked.packed_record_count) == (1, 1)
+
+
+@pytest.mark.parametrize("change", ROWS)
+def test_verify_finds_an_index_that_lies(tmp_path, change):
+    pack = make_pack(tmp_path, RECORDS)
+    pack.path.write_bytes(change_rows(pack.path.read_bytes(), ROWS[change]))
+    assert str(pack.path) in {finding.path for finding in verify(tmp_path).findings}
+
+
+def test_verify_names_strays_and_leftovers_beside_packs(tmp_path):
+    make_pack(tmp_path, RECORDS)
+    (tmp_path / "packs" / "notes.txt").write_text("")
+    (tmp_path / "packs" / ".host-1-abcd.tmp").write_text("")
+    (tmp_path / "packs" / f"{'AB' * 32}.pack").write_text("")
+    assert sorted(finding.reason for finding in verify(tmp_path).findings) == [LEFTOVER, STRAY, STRAY]
