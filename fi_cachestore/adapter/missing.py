@@ -80,16 +80,16 @@ def _keys(view: RunnerView, call: Call) -> tuple[TuneKey, ...] | tuple[Gap, ...]
 def far_beyond(call: Call) -> list[tuple[int, int, int]]:
     """Return the dynamic dims of a call that are far beyond the largest of their buckets: position, size, bucket."""
     rows = zip(call.config.dynamic_tensor_specs, call.raw_dims, call.bucket().dims, strict=True)
-    return [
-        (position, size, bucket)
-        for position, (spec, size, bucket) in enumerate(rows)
-        if size > FAR_BEYOND * bucket and bucket >= _largest(spec.gen_tuning_buckets, size)
-    ]
+    far = [(position, spec, size, bucket) for position, (spec, size, bucket) in enumerate(rows) if size > FAR_BEYOND * bucket]
+    return [(position, size, bucket) for position, spec, size, bucket in far if _is_largest(bucket, spec.gen_tuning_buckets, size)]
 
 
-def _largest(buckets: Any, size: int) -> int:
-    """Return the largest bucket that tuning at ``size`` would measure."""
-    return int(max(buckets(size) if callable(buckets) else buckets))
+def _is_largest(bucket: int, buckets: Any, size: int) -> bool:
+    """Whether tuning at ``size`` would measure nothing larger than ``bucket``."""
+    try:
+        return bool(bucket >= max(buckets(size) if callable(buckets) else buckets))
+    except Exception:  # noqa: BLE001 - a caller's function; nothing but a count depends on it
+        return False
 
 
 def collector(state_directory: Path | None, clock: Clock) -> MissCollector:

@@ -172,15 +172,25 @@ def test_sizes_beyond_are_counted_where_records_serve_them_and_the_largest_is_ke
     assert session.report().to_json()["beyond"] == {"op": 3}
 
 
-def test_buckets_that_are_made_for_the_size_at_hand_are_not_exceeded(tmp_path):
-    def powers(size):
-        return tuple(1 << n for n in range(size.bit_length()))
+def powers(size):
+    return tuple(1 << n for n in range(size.bit_length()))
 
+
+def capped(size):
+    return (16, 64, 256)
+
+
+def broken(size):
+    raise RuntimeError(size)
+
+
+@pytest.mark.parametrize(("made_for", "expected"), [(powers, {}), (capped, {"op": 1}), (broken, {}), (lambda size: (), {})])
+def test_buckets_that_are_made_for_the_size_at_hand_are_exceeded_only_if_they_end_below_it(tmp_path, made_for, expected):
     made = config()
     [spec] = made.dynamic_tensor_specs
-    grown = replace(made, dynamic_tensor_specs=(replace(spec, gen_tuning_buckets=powers),))
+    grown = replace(made, dynamic_tensor_specs=(replace(spec, gen_tuning_buckets=made_for),))
     report = served(tmp_path / "root", "op", rows=5000, tuning_config=grown)
-    assert report.beyond == {}
+    assert report.beyond == expected
 
 
 # -- when and where ---------------------------------------------------------------------------------------------------------------
