@@ -125,14 +125,18 @@ class Known:
     def shared(self, digest: Digest, found: Hit[Record] | Miss) -> Record | None:
         """Return the record that counts for all ranks: what one finds for itself is put before the others, and the first counts."""
         group = self.group
-        if self.renewal is not None and isinstance(found, Hit) and self.renewal.is_stale(found.entry):
+        if self._is_stale(found):
             found = Miss(MissReason.ABSENT)
         if group is None or digest in self._agreed or digest in self._unshared:
             return found.entry if isinstance(found, Hit) else None
         if not isinstance(found, Hit):
             self.adopt([digest])
-            return found.entry if isinstance(found := self._memory.get(digest), Hit) else None
+            found = self._memory.get(digest)
+            return found.entry if isinstance(found, Hit) and not self._is_stale(found) else None
         return self._agree(found.entry if group.is_one_root else self._offered(group, found.entry))
+
+    def _is_stale(self, found: Hit[Record] | Miss) -> bool:
+        return self.renewal is not None and isinstance(found, Hit) and self.renewal.is_stale(found.entry)
 
     def _offered(self, group: Group, record: Record) -> Record:
         counts = group.offer(record)
@@ -154,8 +158,8 @@ class Known:
         self._own.add(record.digest)
         if self.renewal is not None:
             self.renewal.note(record.digest)
-            if isinstance(old := self.find(record.digest), Hit):
-                return self._renewed(self.renewal.successors, record, old.entry, share=share)
+            if (old := self._serving(record.digest)) is not None:
+                return self._renewed(self.renewal.successors, record, old, share=share)
         if not share:
             self._unshared.add(record.digest)
             return self._kept(self._in_memory(record))
@@ -167,6 +171,12 @@ class Known:
     def _kept(self, record: Record) -> Record:
         kept = self._memory.publish(record)
         return kept.entry if isinstance(kept, Present) else record
+
+    def _serving(self, digest: Digest) -> Record | None:
+        """Return what the store serves now, which somebody may have renewed meanwhile; else what is in memory."""
+        stored = self._memory.get(digest) if self._records is None else self._records.get(digest)
+        found = stored if isinstance(stored, Hit) else self._memory.get(digest)
+        return found.entry if isinstance(found, Hit) else None
 
     def _renewed(self, successors: Successors[Record] | None, record: Record, old: Record, *, share: bool) -> Record:
         """Let the better of two measurements count, the old one if it is as good; return it."""

@@ -123,6 +123,16 @@ def test_somebody_elses_successor_counts(world):
     assert second.known.is_foreign(KEY.digest)
 
 
+def test_what_somebody_else_renewed_counts_also_where_our_own_measurement_is_no_better(world):
+    first, second = world.session(coordinator=LocalCoordinator()), world.session(coordinator=LocalCoordinator())
+    second.find(KEY.digest)
+    mine, theirs = first.begin(KEY), second.begin(KEY)
+    better = today({0: 100, 1: 50}, world.clock)
+    first.finish(mine, better)
+    assert second.finish(theirs, today({0: 50, 1: 50}, world.clock)) == better
+    assert second.find(KEY.digest).entry == better
+
+
 def test_what_may_not_be_shared_counts_in_memory(world):
     session = world.session()
     better = today({0: 100, 1: 50}, world.clock)

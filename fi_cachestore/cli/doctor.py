@@ -25,7 +25,7 @@ from fi_cachestore.cli.doctor_checks import (
 from fi_cachestore.cli.doctor_processes import check_locks, check_meeting
 from fi_cachestore.cli.opened import json_option, root_option
 from fi_cachestore.cli.output import note, print_json, print_table
-from fi_cachestore.config import Mode, Settings
+from fi_cachestore.config import Settings
 from fi_cachestore.coordination.port import SystemClock
 
 _WRITING: Final = ("root is writable", "hard links", "locks")
@@ -64,7 +64,7 @@ def check_root_of(settings: Settings) -> list[Check]:
     rows = [Check("root", Outcome.OK, f"{root} (from {settings.root.source})"), accepted, check_file_system(root)]
     if accepted.outcome is Outcome.PROBLEM:
         return [*rows, *_not_checked("the root is not accepted", *_WRITING)]
-    if settings.mode.value is not Mode.AUTO:
+    if not settings.mode.value.publishes:
         return [*rows, *_not_checked(f"nothing is written in mode {settings.mode.value}", *_WRITING)]
     try:
         with _folder_in(root) as folder:

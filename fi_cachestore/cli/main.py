@@ -31,8 +31,8 @@ Exit codes:
   2   usage
   10  configuration: settings, a refused root
   11  input or output
-  20  damaged data
-  21  a key that cannot be made
+  20  damaged data, a bundle that is not there
+  21  a key that cannot be made, a call that a strictly pinned bundle lacks
   70  a fault of this program
 """
 
