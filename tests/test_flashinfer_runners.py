@@ -2,55 +2,28 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 import tvm_ffi
 from flashinfer.autotuner import TunableRunner
-from flashinfer.fused_moe import core
-from flashinfer.gemm import gemm_base
 
 from fi_cachestore.adapter.contracts import flashinfer_contracts
-from fi_cachestore.adapter.sources import class_functions, implementation_digest, type_name
+from fi_cachestore.adapter.sources import class_functions, type_name
 from fi_cachestore.adapter.tactics import own_list
 from fi_cachestore.adapter.values import closure_cells, resource_kind
-from fi_cachestore.audit.classes import runner_classes
-from fi_cachestore.environment.probes import CUDA_PROBES
 from tests.flashinfer_runners import RECIPES
-from tests.flashinfer_runners.case import Compiled, fresh
+from tests.flashinfer_runners.case import Compiled
 from tests.flashinfer_runners.keys import digest, digests, introspector, key, view
 
 CONTRACTS = flashinfer_contracts()
-EVERY = runner_classes()
-# Classes of other packages of FlashInfer have no reviewed row: the default rules speak for them.
-_REVIEWED = (
-    "flashinfer.comm",
-    "flashinfer.fused_moe.backends.trtllm",
-    "flashinfer.fused_moe.core:",
-    "flashinfer.fused_moe.cute_dsl",
-    "flashinfer.gemm",
-    "flashinfer.mla",
-    "flashinfer.prims_ts.gemm",
-    "flashinfer.trtllm_low_latency_gemm:",
-)
-DEFINED = {name: found for name, found in EVERY.items() if name.startswith(_REVIEWED)}
 RUNNERS = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-ROWS = pytest.mark.parametrize("contract", CONTRACTS.values(), ids=[name.rpartition(":")[2] for name in CONTRACTS])
-
-NEVER_KEYED = {
-    "flashinfer.gemm.gemm_base:_CuteDSLBf16Runner": "abstract: the base of the four runners of mm_bf16's backend cute-dsl",
-    "flashinfer.fused_moe.core:_get_trtllm_moe_sm100_module_impl.<locals>.DAProfileRunner": (
-        "passed to profile_tactic only, never to choose_one; holds its runner through an object that has no canonical form"
-    ),
-}
 
 
 # -- every class ------------------------------------------------------------------------------------------------------------------
@@ -99,45 +72,6 @@ def test_another_process_has_the_same_keys(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == here
-
-
-# -- the rows ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_every_runner_class_has_a_row_and_every_row_a_class():
-    assert set(CONTRACTS) == set(DEFINED)
-
-
-def test_every_row_is_tried_or_says_why_not():
-    built = {recipe.type for recipe in RECIPES.values()}
-    assert built | set(NEVER_KEYED) == set(CONTRACTS)
-    assert not built & set(NEVER_KEYED)
-
-
-@ROWS
-def test_the_names_in_a_row_are_those_of_its_class(contract):
-    text = DEFINED[contract.type].text
-    names = [part for path in (*contract.roles, *contract.arguments) for part in path.split(".") if part not in ("class", "closure")]
-    missing = [name for name in names if not re.search(rf"\b{re.escape(name)}\b", text)]
-    assert missing == []
-    assert set(contract.backends or ()) <= {probe.name for probe in CUDA_PROBES}
-
-
-def test_every_role_in_a_row_takes_effect():
-    """Rows are there to leave something out that the default rules would count or stumble over."""
-    asked = {name: {*contract.roles, *(f"arguments.{argument}" for argument in contract.arguments)} for name, contract in CONTRACTS.items()}
-    seen: dict[str, set[str]] = {name: set() for name in CONTRACTS}
-    for recipe in RECIPES.values():
-        with recipe.build() as case:
-            seen[recipe.type] |= {path for path, _ in view(case).left_out}
-    assert all(asked[name] <= seen[name] for name in CONTRACTS), {name: asked[name] - seen[name] for name in CONTRACTS}
-
-
-def test_only_the_all_reduce_is_collective_and_it_measures_its_list():
-    collective = {name for name, contract in CONTRACTS.items() if contract.collective}
-    assert collective == {"flashinfer.comm.pcie_ipc_tuning:PcieIpcAllReduceRunner"}
-    assert {name for name, contract in CONTRACTS.items() if contract.space == "measured"} == collective
-    assert not any(contract.checks_size for contract in CONTRACTS.values() if contract.space == "measured")
 
 
 # -- tactics at other sizes -------------------------------------------------------------------------------------------------------
@@ -204,25 +138,6 @@ def test_the_stubs_stand_for_what_counts_as_a_resource():
     assert (tvm_ffi.Module.__module__.partition(".")[0], tvm_ffi.Module.__qualname__) == ("tvm_ffi", "Module")
     assert resource_kind(Compiled()) is not None
     assert resource_kind(Compiled().function) is not None
-
-
-def test_the_abstract_base_cannot_be_built_and_its_row_is_current():
-    base: Any = gemm_base._CuteDSLBf16Runner
-    with pytest.raises(TypeError, match="abstract"):
-        base(100)
-    assert str(implementation_digest(base, TunableRunner)).startswith(CONTRACTS[type_name(base)].fingerprint)
-
-
-def test_the_profile_runner_that_never_reaches_the_tuner_would_have_no_key():
-    module = Compiled()
-    spec = patch.object(core, "gen_trtllm_gen_fused_moe_sm100_module", module.spec)
-    with spec, patch.object(core, "setup_cubin_loader", module.compiler):
-        api = fresh(core._get_trtllm_moe_sm100_module_impl, False)
-    with RECIPES["trtllm_moe"].build() as case:
-        case.runner = api.DAProfileRunner(api.DABodyRunner(case.runner), torch.zeros(4), torch.zeros(4))
-        described = view(case)
-    assert described.contract.type == type_name(type(case.runner))
-    assert [gap.field for gap in described.gaps] == ["_body_runner"]
 
 
 def _state(runner: Any, name: str) -> Any:

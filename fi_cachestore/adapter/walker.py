@@ -249,9 +249,9 @@ class Walker:
         found: dict[str, Value] = {}
         for owner in reversed(list(owners(cls, base))):
             for name, item in vars(owner).items():
-                if name.startswith("__") or name in changed or role_by_name(name, item) is not None or not is_plain(item):
-                    continue
-                found[name] = self.value(item, f"{path}.{name}")
+                found.pop(name, None)  # of a base, which this one hides
+                if not (name.startswith("__") or name in changed or role_by_name(name, item) is not None or not is_plain(item)):
+                    found[name] = self.value(item, f"{path}.{name}")
         return found
 
     # -- objects ----------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +22,15 @@ from flashinfer.cute_dsl import utils as cute_utils
 SM_COUNT = 148
 
 
+class LaunchedError(Exception):
+    """A stub was called, and what comes after it needs what it would have returned."""
+
+
 class Compiled(types.ModuleType):
     """Compiled code, which counts as a resource as TVM-FFI's modules and functions do.
 
-    Every attribute is compiled code again. ``results`` says what a function of some name returns; ``launches`` collects the names that
-    were called, so that a test can tell that a forward call got that far.
+    Every attribute is compiled code again. ``results`` says what a function of some name returns, or raises; ``launches`` collects the
+    names that were called, so that a test can tell that a forward call got that far.
     """
 
     def __init__(self, name: str = "compiled", launches: list[str] | None = None, **results: Any) -> None:
@@ -42,7 +47,10 @@ class Compiled(types.ModuleType):
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         self.launches.append(self.__name__)
-        return self._results.get(self.__name__)
+        result = self._results.get(self.__name__)
+        if isinstance(result, LaunchedError):
+            raise result
+        return result
 
     def spec(self, *_: Any, **__: Any) -> SimpleNamespace:
         """Stand in for a ``gen_*`` function: a JIT spec whose build gives this module."""
@@ -84,7 +92,8 @@ class Case:
 
     def run(self) -> None:
         """Run the runner on its inputs, as a tuned call does."""
-        self.runner(self.tensors(self.other_inputs or self.inputs), **self.arguments, **self.forward)
+        with contextlib.suppress(LaunchedError):
+            self.runner(self.tensors(self.other_inputs or self.inputs), **self.arguments, **self.forward)
 
     def tensors(self, inputs: list[Any]) -> list[Any]:
         """Return inputs for a method of the runner."""
@@ -155,9 +164,14 @@ def gpu(capability: tuple[int, int] = (10, 0)) -> Iterator[None]:
 
 def everywhere(stack: ExitStack, name: str, original: object, answer: Callable[..., Any]) -> None:
     """Replace a function in every module of FlashInfer that has imported it."""
-    for module in list(sys.modules.values()):
-        if getattr(module, "__name__", "").partition(".")[0] == "flashinfer" and vars(module).get(name) is original:
-            stack.enter_context(patch.object(module, name, answer))
+    for module in _holders(name, original, len(sys.modules)):
+        stack.enter_context(patch.object(module, name, answer))
+
+
+@functools.cache
+def _holders(name: str, original: object, module_count: int) -> list[types.ModuleType]:
+    flashinfer = [module for key, module in list(sys.modules.items()) if key.partition(".")[0] == "flashinfer"]
+    return [module for module in flashinfer if vars(module).get(name) is original]
 
 
 def fresh(factory: Any, *arguments: Any) -> Any:
@@ -166,18 +180,18 @@ def fresh(factory: Any, *arguments: Any) -> Any:
 
 
 def uint8(*shape: int) -> torch.Tensor:
-    """Return bytes: packed values, scales or a workspace."""
-    return torch.zeros(shape, dtype=torch.uint8)
+    """Return bytes: packed values, scales or a workspace. Nothing reads them."""
+    return torch.empty(shape, dtype=torch.uint8)
 
 
 def bf16(*shape: int) -> torch.Tensor:
-    """Return a bfloat16 tensor."""
-    return torch.zeros(shape, dtype=torch.bfloat16)
+    """Return a bfloat16 tensor that nothing reads."""
+    return torch.empty(shape, dtype=torch.bfloat16)
 
 
 def fp8(*shape: int) -> torch.Tensor:
-    """Return a float8 tensor."""
-    return torch.zeros(shape, dtype=torch.float8_e4m3fn)
+    """Return a float8 tensor that nothing reads."""
+    return torch.empty(shape, dtype=torch.float8_e4m3fn)
 
 
 def one() -> torch.Tensor:
