@@ -20,6 +20,7 @@ class Report:
     ``ephemeral`` has calls by reason, ``misses`` look-ups by reason, ``refused_count`` tactics that a runner or blocklist refused.
     ``beyond`` has, by op, calls whose size is far beyond the largest bucket: different ones, however often they were made.
     ``varying`` has parameters that took so many values that they are probably dynamic, with what to do about it.
+    ``unreviewed`` has runner classes of FlashInfer that no contract speaks for, and why: the default rules made their keys.
     ``spent_ns`` went into measuring, ``waited_ns`` into waiting for others, ``saved_ns`` is what the hits had cost whoever measured them.
 
     Among ranks, in calls (one op, its runners, one profile): ``shared_call_count`` were made by two ranks or more, ``settled_call_count``
@@ -45,6 +46,7 @@ class Report:
     misses: dict[str, int] = field(default_factory=dict)
     beyond: dict[str, int] = field(default_factory=dict)
     varying: dict[str, str] = field(default_factory=dict)
+    unreviewed: dict[str, str] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
     ranks: dict[int, Any] = field(default_factory=dict)
 
@@ -71,6 +73,8 @@ class Report:
             parts.append("far beyond the largest bucket: " + ", ".join(f"{op} ({count})" for op, count in sorted(self.beyond.items())))
         if self.varying:
             parts.append("probably dynamic: " + "; ".join(sorted(self.varying)))
+        if self.unreviewed:
+            parts.append("contracts that do not hold: " + "; ".join(f"{name} ({why})" for name, why in sorted(self.unreviewed.items())))
         return ", ".join(parts)
 
 
@@ -85,6 +89,7 @@ class Recorder:
         self._misses: Counter[str] = Counter()
         self._beyond: Counter[str] = Counter()
         self._varying: dict[str, str] = {}
+        self._unreviewed: dict[str, str] = {}
         self._gaps: dict[Gap, None] = {}
         self._ranks: dict[int, Any] = {}
 
@@ -116,6 +121,13 @@ class Recorder:
         with self._lock:
             self._varying[name] = advice
 
+    def unreviewed(self, name: str, why: str) -> bool:
+        """Keep a runner class that no contract speaks for; return whether it is new."""
+        with self._lock:
+            new = name not in self._unreviewed
+            self._unreviewed[name] = why
+            return new
+
     def ephemeral(self, reason: str, gaps: tuple[Gap, ...] = ()) -> bool:
         """Count a call that stays in memory; return whether its reason is new."""
         with self._lock:
@@ -133,6 +145,7 @@ class Recorder:
                 misses=dict(self._misses),
                 beyond=dict(self._beyond),
                 varying=dict(self._varying),
+                unreviewed=dict(self._unreviewed),
                 gaps=tuple(self._gaps),
                 ranks=self._ranks,
             )

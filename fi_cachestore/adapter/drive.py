@@ -19,7 +19,7 @@ from flashinfer import autotuner as flashinfer_autotuner
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
 from fi_cachestore import __version__
-from fi_cachestore.adapter import cardinality, serve, together
+from fi_cachestore.adapter import cardinality, reviewed, serve, together
 from fi_cachestore.adapter.frames import Frame, Step, Trial
 from fi_cachestore.adapter.introspect import RunnerView
 from fi_cachestore.adapter.listed import refuse_unlisted
@@ -114,6 +114,8 @@ def _describe(
         return None
     described = serve.describe(tuner, op, runners, [config], inputs, kwargs)
     if not isinstance(described, Description) or described.gaps:
+        if isinstance(described, Description):
+            reviewed.note(state, described)
         state.note_ephemeral(op, "incomplete key", described if isinstance(described, tuple) else described.gaps)
         return None
     if (device := described.calls[0].device) is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
-from fi_cachestore.adapter import cardinality, missing
+from fi_cachestore.adapter import cardinality, missing, reviewed
 from fi_cachestore.adapter import policy as policies
 from fi_cachestore.adapter.introspect import Call, RunnerView, device_of
 from fi_cachestore.adapter.state import AdapterState, Decision
@@ -75,6 +75,8 @@ def choose(
     if isinstance(described, Description) and communicates(tuner, op, runners) and (gaps or not _is_voted(tuner, described)):
         return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     if gaps or not isinstance(described, Description):
+        if isinstance(described, Description):
+            reviewed.note(state, described)
         state.note_ephemeral(op, "incomplete key", gaps)
         with tuner.memory_only():
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
@@ -142,6 +144,7 @@ def answer(tuner: CacheStoreTuner, described: Description) -> Decision:
 def decide(tuner: CacheStoreTuner, described: Description) -> Decision:
     """Choose from the records of all runners, or what ranks settled; the default where none may be served."""
     cardinality.note(tuner.state, described)
+    reviewed.note(tuner.state, described)
     rows = [_record(tuner.state, described, index) for index in range(len(described.runners))]
     refused: list[Choice] = []
     decision = _chosen(tuner, described, rows, refused)
