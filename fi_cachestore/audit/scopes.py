@@ -148,10 +148,7 @@ def _bind_target(target: ast.expr, value: ast.expr | None, scope: Scope) -> None
         scope.bound[target.id].append(value)
         return
     if isinstance(target, ast.Tuple | ast.List):
-        pairs = (
-            zip(target.elts, value.elts, strict=False)
-            if isinstance(value, ast.Tuple | ast.List)
-            else ((item, None) for item in target.elts)
-        )
-        for item, part in pairs:
+        whole = value if isinstance(value, ast.Call) else None  # what a call gives back in parts is made of its arguments
+        parts = value.elts if isinstance(value, ast.Tuple | ast.List) else [whole] * len(target.elts)
+        for item, part in zip(target.elts, parts, strict=False):
             _bind_target(item, part, scope)

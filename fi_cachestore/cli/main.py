@@ -12,6 +12,7 @@ from fi_cachestore.cli.output import note, print_error
 from fi_cachestore.errors import CacheStoreError
 
 _HOMES = {
+    "audit": "fi_cachestore.cli.audit",
     "demo": "fi_cachestore.cli.demo",
     "diff": "fi_cachestore.cli.records",
     "doctor": "fi_cachestore.cli.doctor",
@@ -27,7 +28,7 @@ _HOMES = {
 EXIT_CODES = """\b
 Exit codes:
   0   fine
-  1   findings: damaged files, keys that differ, no such record or schema, a key that is not served, a problem on this host
+  1   findings: of an audit, damaged files, keys that differ, no such record or schema, a key that is not served, a problem on this host
   2   usage
   10  configuration: settings, a refused root
   11  input or output
@@ -41,6 +42,7 @@ class LazyGroup(click.Group):
     """Commands that are imported when they are run; their help texts are kept here so that ``--help`` imports none."""
 
     summaries = {  # noqa: RUF012 - click's classes are plain
+        "audit": "Report what FlashInfer's persisted keys miss, by reading source.",
         "demo": "Show the whole thing at work, in a directory of its own.",
         "diff": "Compare two records' keys, field by field.",
         "doctor": "Try out what sessions need on this host: root, locks, clock, meeting of ranks.",
