@@ -1,8 +1,8 @@
-"""What can be compared with FlashInfer without a GPU: serving, a restart, and publishing. Both sides in one run.
+"""What can be compared with FlashInfer without a GPU: a restart, and publishing. Both sides in one run. Look-ups: bench_lookup.py.
 
-Usage: python benchmarks/cpu.py [--out FILE]      (about two minutes)
+Usage: python benchmarks/cpu.py [--out FILE]      (about a minute)
 
-Prints one JSON document. Every sample of serving and of a restart is taken in a process of its own, the sides by turns; figures are
+Prints one JSON document. Every sample of a restart is taken in a process of its own, the sides by turns; figures are
 medians. Tactics are not executed: a stand-in for kernel timing says which one wins.
 """
 
@@ -35,8 +35,6 @@ from fi_cachestore.testing.samples import sample_record
 
 SIDES = ("ours", "v2")
 PROCESSES = 5
-CALLS = 2000
-RUNNER_COUNTS = (1, 2, 4)
 SHAPES = ((64, 1024), (64, 2048), (64, 4096), (64, 8192))
 PUBLISHED_COUNT = 200
 
@@ -108,28 +106,6 @@ def choose(tuned: list[Any], call: list[Any], settings: Any) -> tuple[Any, Any]:
     return chosen
 
 
-def serving(which: str, count: str, winner: str) -> dict[str, float]:
-    """Microseconds per call of a look-up that hits, the same call again and again."""
-    tuned, call, settings = runners(int(count)), inputs(*SHAPES[0]), config()
-    best = tuned[0 if winner == "first" else -1]
-    with (
-        tempfile.TemporaryDirectory() as root,
-        cpu_timing(lambda _run, runner, tactic: 1.0 if runner is best and tactic == 1 else 2.0),
-    ):
-        with session(which, root, is_tuning=True):
-            choose(tuned, call, settings)
-        with session(which, root, is_tuning=False):
-            chosen, tactic = choose(tuned, call, settings)
-            if chosen is not best or tactic != 1:
-                raise SystemExit(f"{which} served runner {tuned.index(chosen)} tactic {tactic}")
-            samples = []
-            for _ in range(CALLS):
-                started = time.perf_counter_ns()
-                choose(tuned, call, settings)
-                samples.append(time.perf_counter_ns() - started)
-    return {"us": statistics.median(samples) / 1e3}
-
-
 def restart(which: str, root: str, task: str) -> dict[str, float]:
     """Milliseconds from a process with everything imported to the answer of every shape, once."""
     _ = fi_cachestore.attach, fi_cachestore.autotune  # imported on first use: before the clock starts
@@ -191,17 +167,6 @@ def spawn(task: str, *arguments: str) -> dict[str, float]:
     return found
 
 
-def by_turns(task: str, *arguments: str, unit: str) -> dict[str, float]:
-    """Return the median of each side over processes that alternate, and ours over theirs."""
-    samples: dict[str, list[float]] = {which: [] for which in SIDES}
-    for _ in range(PROCESSES):
-        for which in SIDES:
-            samples[which].append(spawn(task, which, *arguments)[unit])
-    medians = {which: statistics.median(values) for which, values in samples.items()}
-    found = {f"{which}_{unit}": round(value, 2) for which, value in medians.items()}
-    return found | {"ratio": round(medians["ours"] / medians["v2"], 2)}
-
-
 def restarts() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as base:
         for which in SIDES:
@@ -230,18 +195,13 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     if sys.argv[1:2] == ["worker"]:
-        task = {"serving": serving, "restart": restart}[sys.argv[2]]
+        task = {"restart": restart}[sys.argv[2]]
         sys.stdout.write(json.dumps(task(*sys.argv[3:])) + "\n")
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the document to this file")
     arguments = parser.parse_args()
-    served = {
-        f"{count} runners, {winner} wins": by_turns("serving", str(count), winner, unit="us")
-        for count in RUNNER_COUNTS
-        for winner in (("first", "last") if count > 1 else ("first",))
-    }
-    found = {"machine": machine(), "serving_hit": served, "restart_4_calls": restarts(), "publish_us": publish()}
+    found = {"machine": machine(), "restart_4_calls": restarts(), "publish_us": publish()}
     document = json.dumps(found, indent=2)
     sys.stdout.write(document + "\n")
     if arguments.out is not None:

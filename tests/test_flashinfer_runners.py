@@ -13,14 +13,17 @@ import pytest
 import torch
 import tvm_ffi
 from flashinfer.autotuner import TunableRunner
+from flashinfer.fused_moe.shared.inputs import MoeRunnerInputs
+from flashinfer.prims_ts.moe.compile_cache import stable_config_hash
 
 from fi_cachestore.adapter.contracts import flashinfer_contracts
 from fi_cachestore.adapter.sources import class_functions, type_name
 from fi_cachestore.adapter.tactics import own_list
 from fi_cachestore.adapter.values import closure_cells, resource_kind
 from tests.flashinfer_runners import RECIPES
-from tests.flashinfer_runners.case import Compiled
+from tests.flashinfer_runners.case import SM_COUNT, Compiled
 from tests.flashinfer_runners.keys import digest, digests, introspector, key, view
+from tests.flashinfer_runners.others import HEADS
 
 CONTRACTS = flashinfer_contracts()
 RUNNERS = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -96,6 +99,7 @@ _LISTS = {
     "prims_ts": (2048, (1025, 1500)),
     "svdquant_sm120": (512, (257, 384)),
     "svdquant_sm120_unfused": (512, (257, 384)),
+    "unified_cute_dsl": (512, (257, 384)),
 }
 # These list other tactics at other sizes, but themselves take another one there, or are asked by validate_tactic.
 _OWN_FALLBACK = {"cute_fp4": (512, (257, 384)), "sm12x_fp4": (512, (257, 300))}
@@ -113,6 +117,37 @@ def test_a_class_with_its_own_fallback_needs_no_mark(name):
     bucket, sizes = _OWN_FALLBACK[name]
     assert any(_lost(name, bucket, rows) for rows in sizes)
     assert not CONTRACTS[RECIPES[name].type].checks_size
+
+
+@pytest.mark.filterwarnings("ignore:.*never routed to a downstream work call:UserWarning")  # Prims-TS about its own kernels
+def test_prims_ts_compiles_the_same_kernels_for_a_tactic_at_every_size():
+    """Its lists name other tiles at other sizes, but what a tactic stands for does not depend on the size."""
+    with RECIPES["unified_prims_ts_fp4"].build(rows=512) as case:
+        tactics = [tactic for tactic in case.runner.get_valid_tactics(case.inputs, None) if tactic != -1]
+        at_bucket = [_pair(case, tactic) for tactic in tactics]
+    assert len(set(at_bucket)) > 1
+    with RECIPES["unified_prims_ts_fp4"].build(rows=257) as case:
+        assert [tactic for tactic in tactics if tactic not in case.runner.get_valid_tactics(case.inputs, None)]
+        assert [_pair(case, tactic) for tactic in tactics] == at_bucket
+    assert not CONTRACTS["flashinfer.prims_ts.moe.runner:PrimsTsNvfp4MoERunner"].checks_size
+
+
+def _pair(case: Any, tactic: Any) -> tuple[str, str]:
+    pair = case.runner._inner._map_tactic(tactic, MoeRunnerInputs.from_list(case.inputs))
+    return stable_config_hash(pair.fc1.cfg.build()), stable_config_hash(pair.fc2.cfg.build())
+
+
+def test_the_state_space_update_leaves_out_only_launches_that_are_others_again():
+    def listed(batch: int) -> list[Any]:
+        with RECIPES["checkpointing_ssu"].build(batch=batch) as case:
+            return list(case.runner.get_valid_tactics(case.inputs, None))
+
+    def launches(tactics: list[Any], batch: int) -> set[Any]:
+        return {(stages, min(ctas * SM_COUNT, d_split * batch * HEADS), heads, d_split) for stages, ctas, heads, d_split in tactics}
+
+    assert set(listed(16)) - set(listed(9))
+    assert launches(listed(16), 9) == launches(listed(9), 9)
+    assert not CONTRACTS["flashinfer.mamba.checkpointing_ssu:CheckpointingSSURunner"].checks_size
 
 
 def _lost(name: str, bucket: int, rows: int) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from fi_cachestore.adapter.sources import class_functions, source_text
+from fi_cachestore.adapter.sources import CONSTRUCTORS, class_functions, source_text
 
 
 class Role(StrEnum):
@@ -31,7 +31,6 @@ _SIZE_NAME: Final = re.compile(r"rank|(.*_)?(.*lora|svd.*|.*quant|low|adapter|de
 _MUTATORS: Final = frozenset(
     "add append appendleft clear discard extend insert pop popitem remove setdefault sort update".split()  # noqa: SIM905
 )
-_CONSTRUCTORS: Final = frozenset({"__init__", "__new__", "__post_init__", "__init_subclass__"})
 
 _mutated: dict[tuple[tuple[str, CodeType], ...], frozenset[str]] = {}
 _MAX_CACHED = 4096
@@ -39,14 +38,14 @@ _MAX_CACHED = 4096
 
 def role_by_name(name: str, item: object) -> Role | None:
     """Return the role that a parameter's name gives it."""
-    if name.endswith("_cache") and not _is_data(item):  # FlashInfer's own convention: left out of TunableRunner.__hash__
+    if name.endswith("_cache") and not is_data(item):  # FlashInfer's own convention: left out of TunableRunner.__hash__
         return Role.RESOURCE
     if _PLACEMENT_NAME.fullmatch(name) and not _SIZE_NAME.fullmatch(name):
         return Role.PLACEMENT
     return None
 
 
-def _is_data(item: object) -> bool:
+def is_data(item: object) -> bool:
     """Whether something called a cache is no memo: a switch (``use_l2_cache``), or tensors (``kv_cache``)."""
     if isinstance(item, list | tuple):
         return any(isinstance(part, torch.Tensor) for part in item)
@@ -108,7 +107,7 @@ def _constructing(methods: list[tuple[str, ast.FunctionDef]]) -> frozenset[str]:
     calls: dict[str, set[str]] = {}
     for name, tree in methods:
         calls.setdefault(name, set()).update(node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
-    inside = set(_CONSTRUCTORS & set(calls))
+    inside = set(CONSTRUCTORS & set(calls))
     while True:
         outside = {called for name, names in calls.items() if name not in inside for called in names}
         more = {

@@ -67,6 +67,8 @@ def choose(
 ) -> tuple[TunableRunner, Any]:
     """Answer ``choose_one`` outside tuning."""
     state = tuner.state
+    memo, asked = state.memo, (tuner, op, runners, config, inputs, kwargs)
+    before = memo.begin(*asked)
     if state.suspended_because is not None or all(attached.session.mode is Mode.EPHEMERAL for attached in state.attached):
         with tuner.memory_only():
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
@@ -85,6 +87,7 @@ def choose(
     if not decision.is_hit and (is_in_memory or any(attached.session.mode is Mode.EPHEMERAL for attached in state.attached)):
         with tuner.memory_only():  # what such a session tuned is in FlashInfer's memory
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
+    memo.keep(before, (decision.runner_index, decision.tactic), *asked)
     return runners[decision.runner_index], decision.tactic
 
 

@@ -25,6 +25,7 @@ from fi_cachestore.keys.digest import Digest, source_digest
 _sources: dict[CodeType, str | None] = {}
 _implementations: dict[tuple[tuple[str, str, CodeType], ...], Digest | None] = {}
 _MAX_CACHED = 16384
+CONSTRUCTORS = frozenset({"__init__", "__new__", "__post_init__", "__init_subclass__"})
 _OF_DATACLASSES = frozenset(
     ["__init__", "__repr__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__setattr__", "__delattr__", "__replace__"]
 )
@@ -168,24 +169,72 @@ def class_functions(cls: type, base: type) -> Iterator[tuple[type, str, Function
     """Yield the functions that ``cls`` and its bases below ``base`` define, by owner and name; properties give their accessors."""
     for owner in owners(cls, base):
         for name, member in vars(owner).items():
-            for function in _functions_in(member):
-                if not _is_generated(owner, name, function):
+            for function in functions_in(member):
+                if not is_generated(owner, name, function):
                     yield owner, name, function
 
 
-def _is_generated(owner: type, name: str, function: FunctionType) -> bool:
+def is_generated(owner: type, name: str, function: FunctionType) -> bool:
     """Whether the standard library wrote the function from the class's fields, which count by themselves."""
     if function.__code__.co_filename not in ("<string>", dataclasses.__file__):
         return False
     return (dataclasses.is_dataclass(owner) and name in _OF_DATACLASSES) or (hasattr(owner, "_fields") and name == "__new__")
 
 
-def _functions_in(member: Any) -> Iterator[FunctionType]:
+def computed_defaults(cls: type, base: type) -> dict[str, Any]:
+    """Return the defaults of a class's methods that their source text does not say, by method and parameter.
+
+    A factory that makes a class may compute them, and then they are no more in the text than the variables of a closure. Those of
+    constructors are in the attributes that these set.
+    """
+    found: dict[str, Any] = {}
+    for _, method, function in class_functions(cls, base):
+        if "<locals>" not in function.__qualname__ or method in CONSTRUCTORS:
+            continue
+        names = function.__code__.co_varnames[: function.__code__.co_argcount]
+        given = function.__defaults__ or ()
+        items = {**dict(zip(names[len(names) - len(given) :], given, strict=True)), **(function.__kwdefaults__ or {})}
+        written = _written_defaults(function) if items else frozenset()
+        for name, item in items.items():
+            if name not in written:
+                at = f"{method}.{name}"
+                found[at if at not in found or found[at] is item else f"{function.__qualname__}.{name}"] = item
+    return dict(sorted(found.items()))
+
+
+def _written_defaults(function: FunctionType) -> frozenset[str]:
+    """Return the parameters whose defaults are constants in the source text."""
+    text = source_text(function)
+    try:
+        body = ast.parse(text or "").body
+    except SyntaxError:
+        return frozenset()
+    if not body or not isinstance(body[0], ast.FunctionDef | ast.AsyncFunctionDef):
+        return frozenset()
+    given = body[0].args
+    positional = [*given.posonlyargs, *given.args]
+    pairs = [
+        *zip(positional[len(positional) - len(given.defaults) :], given.defaults, strict=True),
+        *zip(given.kwonlyargs, given.kw_defaults, strict=True),
+    ]
+    return frozenset(parameter.arg for parameter, default in pairs if default is not None and _is_literal(default))
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def functions_in(member: Any) -> Iterator[FunctionType]:
+    """Yield the functions that make a member of a class: itself, what it wraps, or a property's accessors."""
     if isinstance(member, staticmethod | classmethod):
         member = member.__func__
     if isinstance(member, property):
         for accessor in (member.fget, member.fset, member.fdel):
-            yield from _functions_in(accessor)
+            yield from functions_in(accessor)
         return
     if isinstance(member, functools.cached_property):
         member = member.func

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from flashinfer.autotuner import AutoTuner
 
 from fi_cachestore.adapter.cardinality import Cardinality
+from fi_cachestore.adapter.fingerprint import Fingerprints
 from fi_cachestore.adapter.frames import Frames, OwnObjects
 from fi_cachestore.adapter.introspect import Introspector
 from fi_cachestore.adapter.joining import Meeting
+from fi_cachestore.adapter.memo import Memo
 from fi_cachestore.adapter.orphans import OrphanWatch, device_at_hand
+from fi_cachestore.config import Mode
 from fi_cachestore.coordination.port import Clock
 from fi_cachestore.environment.facets import Device
 from fi_cachestore.errors import Gap
@@ -89,6 +93,8 @@ class AdapterState:
         self.aside: tuple[Attached, ...] = ()
         self.original = original
         self.suspended_because: str | None = None
+        self._fingerprints = Fingerprints(introspector)
+        self.memo = Memo(self._fingerprints, is_open=False)
         self._answers: dict[bytes, Decision] = {}
         self._tuned: set[bytes] = set()
         self._in_force: dict[str, Rule] = {}
@@ -121,12 +127,13 @@ class AdapterState:
         self.forget()
 
     def remember_communicating(self, ops: frozenset[str]) -> None:
-        """Have ops measured by all ranks together from now on; say so once."""
+        """Have ops measured by all ranks together from now on; say so once. Forgets all answers: a session has ended."""
         for op in sorted(ops - self._communicating):
             logger.warning(
                 "%s stood still while one rank measured it: it is taken for one whose ranks communicate; name it in collective_ops", op
             )
         self._communicating |= ops
+        self.forget()
 
     def communicates(self, op: str) -> bool:
         """Whether an op is known, or was named, as one whose runners communicate."""
@@ -223,12 +230,18 @@ class AdapterState:
     def forget_answers(self) -> None:
         """Drop remembered answers: there are new records."""
         self._answers.clear()
+        self.memo = Memo(self._fingerprints, is_open=self._is_serving())
 
     def forget(self) -> None:
         """Drop every remembered answer and rule: sessions, records or rules have changed."""
-        self._answers.clear()
+        self.forget_answers()
         self._tuned.clear()
         self._in_force.clear()
+
+    def _is_serving(self) -> bool:
+        """Whether records alone answer calls now, through a tuner whose ways are known."""
+        is_stored = any(attached.session.mode is not Mode.EPHEMERAL for attached in self.attached)
+        return is_stored and self.suspended_because is None and self.tuning is None and self.original is AutoTuner
 
     # -- ephemeral calls --------------------------------------------------------------------------------------------------------
 

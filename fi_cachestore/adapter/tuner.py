@@ -42,6 +42,10 @@ class CacheStoreTuner(AutoTuner):
         self, custom_op: str, runners: list[TunableRunner], tuning_config: TuningConfig, inputs: list[Any], **kwargs: Any
     ) -> tuple[TunableRunner, Any]:
         """Return runner and tactic from records; while tuning, measure what no record answers."""
+        if not self.is_tuning_mode:
+            known = self._fi_cachestore.memo.find(self, custom_op, runners, tuning_config, inputs, kwargs)
+            if known is not None:
+                return runners[known[0]], known[1]
         if custom_op in self._effective_skip_ops or not runners:
             return super().choose_one(custom_op, runners, tuning_config, inputs, **kwargs)
         if (pin := self._fi_cachestore.current.pin) is not None:

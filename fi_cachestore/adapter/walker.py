@@ -28,6 +28,7 @@ from fi_cachestore.adapter.rounding import (
     without_bucket_lists,
 )
 from fi_cachestore.adapter.sources import (
+    computed_defaults,
     implementation_digest,
     owners,
     release_of,
@@ -271,7 +272,7 @@ class Walker:
         return self.parameters({name: getattr(obj, name) for name in names}, path)
 
     def runner(self, runner: TunableRunner, path: str) -> dict[str, Value]:
-        """Return a runner's parameters: attributes, plain class attributes (``class.``), closure cells of its methods (``closure.``)."""
+        """Return a runner's parameters: attributes, and of its class plain data (``class.``), closure cells and computed defaults."""
         cls = type(runner)
         roles = dict(self._contract_roles(runner))
         for name in mutated_names(cls, TunableRunner):
@@ -282,6 +283,7 @@ class Walker:
             found = self.parameters(attributes(runner), path)
             data = self.class_data(cls, path, TunableRunner)
             found |= {f"class.{name}": item for name, item in data.items() if roles.get(f"class.{name}") in (None, Role.SEMANTIC)}
+            found |= self.parameters({f"defaults.{name}": item for name, item in computed_defaults(cls, TunableRunner).items()}, path)
             return found | self.parameters({f"closure.{name}": item for name, item in method_cells(cls, TunableRunner)}, path)
         finally:
             self._scopes.pop()

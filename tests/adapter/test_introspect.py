@@ -1089,16 +1089,28 @@ class BlockRunner(PlainRunner):
         return inputs[0]
 
 
+def contract_of(runner_class, **roles):
+    fingerprint = implementation_digest(runner_class, TunableRunner)[:16]
+    return {type_name(runner_class): Contract(type=type_name(runner_class), fingerprint=fingerprint, roles=roles)}
+
+
 def block_params(**roles):
-    fingerprint = implementation_digest(BlockRunner, TunableRunner)[:16]
-    contracts = {type_name(BlockRunner): Contract(type=type_name(BlockRunner), fingerprint=fingerprint, roles=roles)}
-    return view(BlockRunner(), contracts=contracts)
+    return view(BlockRunner(), contracts=contract_of(BlockRunner, **roles))
 
 
 def test_a_contract_speaks_of_class_attributes_and_before_what_methods_change():
     made = block_params(**{"class.block": Role.RESOURCE, "plan": Role.SEMANTIC, "inner": Role.RESOURCE})
     assert made.params == {"class.size": 0, "plan": 0}
     assert block_params(inner=Role.RESOURCE).params == {"class.block": 64, "class.size": 0}
+
+
+class HidingRunner(BlockRunner):
+    block = object()
+
+
+def test_what_a_class_hides_of_its_base_does_not_count():
+    inner = contract_of(HidingRunner, inner=Role.RESOURCE)
+    assert view(HidingRunner(), contracts=inner).params == {"class.size": 0}
 
 
 def test_a_contract_does_not_speak_for_a_runner_inside():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -30,12 +30,11 @@ _UNCHANGED = object()
 class _Noting(Walker):
     """Notes the role of every parameter of the runner it is asked about, not of runners inside it."""
 
-    def note(self, runner: TunableRunner, arguments: dict[str, Any]) -> dict[str, Role]:
+    def note(self, runner: TunableRunner, arguments: dict[str, Any], roles: Mapping[str, Role]) -> dict[str, Role]:
         self.seen: dict[str, Role] = {}
         found = self.runner(runner, "")
-        self.seen |= {name: Role.SEMANTIC for name in found if name.startswith("class.")}
-        self.arguments(arguments, introspector().contract(runner).arguments)
-        return self.seen | {path: role for path, role in self.left_out if "[" in path}
+        self.arguments(arguments, roles)
+        return self.seen | {name: Role.SEMANTIC for name in found if name.startswith("class.")}
 
     def _role(self, where: str, name: str, item: object) -> Role | None:
         role = super()._role(where, name, item)
@@ -43,14 +42,20 @@ class _Noting(Walker):
             self.seen[where] = role or Role.SEMANTIC
         return role
 
+    def _contract_role(self, where: str) -> Role | None:
+        role = super()._contract_role(where)
+        if "[" in where and role is not None and len(self._scopes) == 1:
+            self.seen[where] = role
+        return role
+
 
 def roles(case: Case, *, by_contract: bool = True) -> dict[str, Role]:
     """Return the role of every parameter and keyword argument of a case's runner by path, nested ones too."""
     call = Call(introspector(), case.op, case.config, case.inputs, case.arguments, resolved(case.config, None))
     walker = call.walker("")
-    given = introspector().roles if by_contract else (lambda _: {})
-    noting = _Noting("", given, walker._dims, walker._mappers)
-    return noting.note(case.runner, case.arguments)
+    none: Mapping[str, Role] = {}
+    noting = _Noting("", lambda runner: introspector().contract(runner).roles if by_contract else none, walker._dims, walker._mappers)
+    return noting.note(case.runner, case.arguments, introspector().contract(case.runner).arguments if by_contract else none)
 
 
 def is_top(path: str) -> bool:

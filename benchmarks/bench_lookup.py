@@ -1,0 +1,226 @@
+"""What a look-up costs while serving, beside FlashInfer's own with its winners in memory; and what it leaves in memory.
+
+Usage: python benchmarks/bench_lookup.py [--out FILE] [--calls N] [--growth-calls N]      (about a minute)
+
+Both sides answer the same calls in one process, by turns, a few calls each; figures are medians. FlashInfer's side is a tuner of its own
+that has what FlashInfer tuned. Tactics are not executed: a stand-in for kernel timing says which one wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import statistics
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from flashinfer.autotuner import AutoTuner, ConstraintSpec, DynamicTensorSpec, TunableRunner, TuningConfig, autotune, make_bucket_mapper
+
+import fi_cachestore
+from fi_cachestore.testing.cpu_timing import cpu_timing
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rows import Row, print_table, save
+
+RUNNER_COUNTS, INPUT_COUNTS = (1, 2, 4), (6, 9, 12)
+BURST = 5
+TARGET, FIRST_TARGET, MISS_TARGET = "<= 0.75 x", "<= 1 x", "<= 0.5 x"
+PEER = "FlashInfer v1 in memory"
+
+
+class Runner(TunableRunner):
+    """A backend with the parameters of a block-scaled GEMM."""
+
+    def __init__(self, *, tile: int, use_8x4_sf_layout: bool) -> None:
+        self.tile, self.use_8x4_sf_layout = tile, use_8x4_sf_layout
+
+    def get_valid_tactics(self, inputs: list[Any], profile: Any) -> list[int]:
+        return [0, 1, 2]
+
+    def forward(self, inputs: list[Any], tactic: Any = -1, do_preparation: bool = False, **kwargs: Any) -> Any:
+        return inputs[0]
+
+
+class Backend0(Runner):
+    pass
+
+
+class Backend1(Runner):
+    pass
+
+
+class Backend2(Runner):
+    pass
+
+
+class Backend3(Runner):
+    pass
+
+
+def runners(count: int) -> list[Any]:
+    return [kind(tile=128, use_8x4_sf_layout=True) for kind in (Backend0, Backend1, Backend2, Backend3)[:count]]
+
+
+def made_anew(tile: int) -> Any:
+    """Return a runner of a class that is made for this call, as most of FlashInfer's are."""
+
+    class Made(TunableRunner):
+        def __init__(self) -> None:
+            self.use_8x4_sf_layout = True
+
+        def get_valid_tactics(self, inputs: list[Any], profile: Any) -> list[int]:
+            return [0, 1, tile]
+
+        def forward(self, inputs: list[Any], tactic: Any = -1, do_preparation: bool = False, **kwargs: Any) -> Any:
+            return inputs[0]
+
+    return Made()
+
+
+def inputs(count: int, depth: int = 1024, rows: int = 64) -> list[Any]:
+    """Return activations, weights, their scales, an output and a workspace; then a scalar, nothing, and so on."""
+    make = torch.zeros
+    found = [make(rows, depth), make(256, depth), make(rows, 8), make(256, 8), make(rows, 256), make(1)]
+    return [*found, make(1), None, make(4, 4), True, 3, make(4, 4)][:count]
+
+
+def config() -> Any:
+    buckets = (1, 16, 64, 256)
+    rows = tuple(ConstraintSpec(index, 0, lambda shapes: shapes[0][0]) for index in (2, 4))
+    return TuningConfig(dynamic_tensor_specs=(DynamicTensorSpec((0,), (0,), buckets, make_bucket_mapper(buckets)),), constraint_specs=rows)
+
+
+class Sides:
+    """Our tuner, serving from a root, and one of FlashInfer's with the same winners in memory."""
+
+    def __init__(self, root: str) -> None:
+        self.ours, self.theirs = AutoTuner.get(), AutoTuner()
+        self.root = root
+
+    def tune(self, op: str, tuned: Sequence[Any], best: Any, settings: Any, call: list[Any]) -> None:
+        with cpu_timing(lambda _run, runner, tactic: 1.0 if runner is best and tactic == 1 else 2.0):
+            with autotune(tune_mode=True):
+                self.ours.choose_one(op, list(tuned), settings, call)
+            self.theirs.profiling_cache.update(self.ours.profiling_cache)
+            with fi_cachestore.autotune(root=self.root):
+                self.ours.choose_one(op, list(tuned), settings, call)
+
+    def times(
+        self, op: str, tuned: Callable[[], list[Any]], settings: Any, call: list[Any], answer: tuple[int, Any], calls: int
+    ) -> tuple[float, float]:
+        """Return the medians of both sides, in microseconds."""
+        fi_cachestore.attach(root=self.root)
+        samples: tuple[list[int], list[int]] = ([], [])
+        for side, tuner in enumerate((self.ours, self.theirs)):
+            for _ in range(4):
+                given = tuned()
+                chosen, tactic = tuner.choose_one(op, given, settings, call)
+                if (given.index(chosen), tactic) != answer:
+                    raise SystemExit(f"{op}: side {side} served runner {given.index(chosen)} tactic {tactic}")
+        for _ in range(calls // BURST):
+            for side, tuner in enumerate((self.ours, self.theirs)):
+                for _ in range(BURST):
+                    given = tuned()
+                    started = time.perf_counter_ns()
+                    tuner.choose_one(op, given, settings, call)
+                    samples[side].append(time.perf_counter_ns() - started)
+        fi_cachestore.detach()
+        return statistics.median(samples[0]) / 1e3, statistics.median(samples[1]) / 1e3
+
+
+def hits(sides: Sides, calls: int) -> list[Row]:
+    found: list[Row] = []
+    settings = config()
+    for count in RUNNER_COUNTS:
+        for width in INPUT_COUNTS:
+            call, ours, theirs = inputs(width), [], []
+            for winner in sorted({0, count - 1}):
+                tuned, op = runners(count), f"hit {count} {width} {winner}"
+                sides.tune(op, tuned, tuned[winner], settings, call)
+                both = sides.times(op, lambda tuned=tuned: tuned, settings, call, (winner, 1), calls)
+                ours.append(both[0])
+                theirs.append(both[1])
+            name = f"look-up that hits: {count} runner{'s' if count > 1 else ''}, {width} inputs"
+            mean = ", mean of first and last winning" if count > 1 else ""
+            found.append(Row(name + mean, statistics.mean(ours), statistics.mean(theirs), PEER, "us", TARGET))
+            if count == max(RUNNER_COUNTS):
+                found.append(Row(name + ", first wins", ours[0], theirs[0], PEER, "us", FIRST_TARGET))
+    return found
+
+
+def misses(sides: Sides, calls: int) -> list[Row]:
+    """Calls of an op that was tuned, for another depth: both sides answer with the default."""
+    found: list[Row] = []
+    settings = config()
+    for count in RUNNER_COUNTS:
+        tuned, op, call = runners(count), f"miss {count}", inputs(9, depth=512)
+        sides.tune(op, tuned, tuned[0], settings, inputs(9))
+        ours, theirs = sides.times(op, lambda tuned=tuned: tuned, settings, call, (0, -1), calls)
+        found.append(Row(f"look-up that misses: {count} runner{'s' if count > 1 else ''}, 9 inputs", ours, theirs, PEER, "us", MISS_TARGET))
+    return found
+
+
+def classes_made_anew(sides: Sides, calls: int) -> Row:
+    """A class for every call, with a closure; making it is not counted."""
+    settings, call, op = config(), inputs(6), "anew"
+    tuned = [made_anew(2)]
+    sides.tune(op, tuned, tuned[0], settings, call)
+    ours, theirs = sides.times(op, lambda: [made_anew(2)], settings, call, (0, 1), calls)
+    note = "FlashInfer's key has neither the class's code nor its closure: two runners that differ in these share an answer there"
+    return Row("look-up that hits: a class made for the call, 6 inputs", ours, theirs, PEER, "us", note=note)
+
+
+def growth(sides: Sides, calls: int) -> Row:
+    """What calls with new classes, closures, runners and configs leave in memory."""
+    call, op = inputs(6), "growth"
+    tuned = [made_anew(2)]
+    sides.tune(op, tuned, tuned[0], config(), call)
+    fi_cachestore.attach(root=sides.root)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            sides.ours.choose_one(op, [made_anew(2)], config(), call)
+
+    run(3000)
+    gc.collect()
+    tracemalloc.start()
+    run(1000)
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    run(calls)
+    gc.collect()
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    fi_cachestore.detach()
+    return Row(f"memory after {calls:,} calls with new classes, closures and configs", (after - before) / 1024, None, "", "KiB", "<= 1024")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="also write the rows to this file")
+    parser.add_argument("--calls", type=int, default=4000, help="timed calls per side and row")
+    parser.add_argument("--growth-calls", type=int, default=20_000, help="calls after which memory is compared")
+    arguments = parser.parse_args()
+    logging.getLogger("flashinfer.jit").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as root:
+        sides = Sides(root)
+        found = [
+            *hits(sides, arguments.calls),
+            *misses(sides, arguments.calls),
+            classes_made_anew(sides, arguments.calls // 4),
+            growth(sides, arguments.growth_calls),
+        ]
+    print_table(found)
+    if arguments.out is not None:
+        save(found, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

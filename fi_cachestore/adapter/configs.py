@@ -1,0 +1,102 @@
+"""Readings of tuning configs: looked at once, compared on every call.
+
+A config may be made anew for each call, and its specs, buckets and mappers may be changed in place: a config that is known is known by a
+weak reference, and its parts are compared. Only configs whose functions hold nothing but plain data are known; others are read in full.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from types import CodeType, FunctionType
+from typing import Any, Final
+
+from flashinfer.autotuner import TuningConfig
+
+from fi_cachestore.adapter.readings import Readings, UnreadableError, is_scalar, kept
+from fi_cachestore.adapter.rounding import known_rounding
+
+_MAX_CONFIGS: Final = 64
+_OPTIONAL: Final = [name for name in ("use_cold_l2_graph_replay", "cuda_graph_profile_replays") if hasattr(TuningConfig, name)]
+_facts: Final = attrgetter("dynamic_tensor_specs", "constraint_specs", "use_cuda_graph", "use_cold_l2_cache", *_OPTIONAL)
+_spec_facts: Final = attrgetter("input_idx", "dim_idx", "gen_tuning_buckets", "map_to_tuning_buckets")
+_constraint_facts: Final = attrgetter("input_idx", "dim_idx", "infer_shape")
+_code: Final = attrgetter("__code__")
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigPlan:
+    """A config as it was looked at. ``number`` stands for what it has; ``loose`` are its functions whose closures may be rebound."""
+
+    ref: weakref.ref[TuningConfig]
+    facts: tuple[Any, ...]
+    specs: list[tuple[Any, ...]]
+    constraints: list[tuple[Any, ...]]
+    functions: tuple[FunctionType, ...]
+    codes: list[CodeType]
+    loose: tuple[FunctionType, ...]
+    number: int
+    readings: Readings
+
+    def is_current(self, config: TuningConfig) -> bool:
+        """Whether this is the config, with the same specs and functions as before, and these with the same code."""
+        facts = _facts(config)
+        return (
+            self.ref() is config
+            and facts == self.facts
+            and [*map(_spec_facts, facts[0])] == self.specs
+            and [*map(_constraint_facts, facts[1])] == self.constraints
+            and [*map(_code, self.functions)] == self.codes
+        )
+
+
+class Configs:
+    """Reads configs. Thread-safe; bounded by forgetting."""
+
+    def __init__(self, readings_for: Callable[[Sequence[Any]], Readings]) -> None:
+        """``readings_for`` makes what takes readings for a call with some bucket mappers."""
+        self._readings_for = readings_for
+        self._known: dict[int, ConfigPlan] = {}
+        self._numbers_by_content: dict[Hashable, int] = {}
+        self._numbers = itertools.count()
+
+    def plan(self, config: TuningConfig) -> ConfigPlan:
+        """Return how a config is read, as it is now.
+
+        Raises:
+            UnreadableError: it cannot be.
+        """
+        known = self._known.get(id(config))
+        return known if known is not None and known.is_current(config) else self._look_at(config)
+
+    def _look_at(self, config: TuningConfig) -> ConfigPlan:
+        if type(config) is not TuningConfig:
+            raise UnreadableError
+        facts = _facts(config)
+        specs, constraints = [*map(_spec_facts, facts[0])], [*map(_constraint_facts, facts[1])]
+        rows = [item for row in (*specs, *constraints) for item in row]
+        functions = tuple(item for item in rows if isinstance(item, FunctionType))
+        readings = self._readings_for([spec[-1] for spec in specs])
+        content = (len(specs), readings.of(facts[2:]), *map(readings.of, rows))
+        number = self._numbers_by_content.get(content)
+        if number is None:
+            number = kept(self._numbers_by_content, content, next(self._numbers))
+        loose = tuple(function for function in functions if function.__closure__ and known_rounding(function) is None)
+        codes = [*map(_code, functions)]
+        made = ConfigPlan(weakref.ref(config), facts, specs, constraints, functions, codes, loose, number, readings)
+        return kept(self._known, id(config), made, _MAX_CONFIGS) if all(map(_is_tame, (*facts[2:], *rows))) else made
+
+    def is_known(self, plan: ConfigPlan, config: TuningConfig) -> bool:
+        """Whether a config is known by identity, and nothing in it needs to be read again."""
+        return self._known.get(id(config)) is plan and not plan.loose
+
+
+def _is_tame(item: Any) -> bool:
+    """Whether keeping an object keeps nothing else alive that matters, and nothing in it changes but cells and code."""
+    if not isinstance(item, FunctionType):
+        return is_scalar(item)
+    cells = item.__closure__ or ()
+    return is_scalar(item.__defaults__ or ()) and item.__kwdefaults__ is None and all(is_scalar(cell.cell_contents) for cell in cells)

@@ -1,0 +1,484 @@
+"""Fingerprints of raw calls: equal ones only for calls with equal keys and equal left-out values, and none for what cannot be read."""
+
+import dataclasses
+import functools
+import itertools
+import types
+
+import pytest
+import torch
+from flashinfer.autotuner import AutoTuner, TunableRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fi_cachestore.adapter import tensors
+from fi_cachestore.adapter.contracts import flashinfer_contracts
+from fi_cachestore.adapter.fingerprint import Fingerprints, is_sound
+from fi_cachestore.adapter.introspect import Call, Introspector, RunnerView
+from fi_cachestore.adapter.policy import resolved
+from fi_cachestore.adapter.tensors import Tensors
+from fi_cachestore.environment.identity import Environments
+from fi_cachestore.keys.model import TuneKey
+from tests.adapter import runners as module_of_runners
+from tests.adapter.cases import CASES, Case
+from tests.adapter.runners import Kind, PlainRunner, config, matrix, with_output
+
+INTROSPECTOR = Introspector(flashinfer_contracts(), Environments())
+
+
+@pytest.fixture
+def prints():
+    tuner = AutoTuner.get()
+    tuner._get_override_stack(), tuner._get_skip_ops_stack()  # a thread has them from its first slow call on
+    return Fingerprints(INTROSPECTOR)
+
+
+def taken(prints, case):
+    """The fingerprint under which an answer to the call would be kept, ``None`` if none would."""
+    call = (AutoTuner.get(), case.op, [case.runner], case.config, case.inputs, case.arguments)
+    try:
+        found = prints.of(*call)
+        if not is_sound(found):
+            prints.learn([case.runner])
+            found = prints.of(*call)
+        hash(found)
+    except Exception:  # noqa: BLE001 - as the memory of answers does
+        return None
+    return found if is_sound(found) else None
+
+
+def described(case):
+    """The keys and left-out values that the call has when it is described at length, ``None`` where it has gaps."""
+    call = Call(INTROSPECTOR, case.op, case.config, case.inputs, case.arguments, resolved(case.config, None))
+    view = RunnerView(call, case.runner)
+    keys = view.keys(call.bucket(), serving=True)
+    if view.gaps or not all(isinstance(key, TuneKey) for key in keys):
+        return None
+    return tuple(key.digest for key in keys), view.left_out, call.raw_dims
+
+
+# -- collisions -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_calls_that_may_not_share_a_key_share_no_fingerprint(prints, name):
+    sides = [taken(prints, CASES[name](side)) for side in (0, 1, 0, 1)]
+    assert None not in sides
+    assert sides[0] != sides[1]
+    assert sides[:2] == sides[2:]
+
+
+# -- everything that a call consists of --------------------------------------------------------------------------------------------
+
+
+class ShapedRunner(PlainRunner):
+    scale = 1
+    table = (1, 2)
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+
+class SlottedRunner(PlainRunner):
+    __slots__ = ("slot",)
+
+    def __init__(self, slot):
+        self.slot = slot
+
+
+@dataclasses.dataclass
+class Options:
+    tile: int
+    nested: object = None
+
+
+def made(*, variable=1, default=1, other=1, plain=1, keyword=1, decorated=1):
+    """A runner of a class that is made anew, with its configuration everywhere but in attributes."""
+
+    def helper(unused=default):
+        return variable
+
+    class Made(PlainRunner):
+        setting = plain
+
+        def get_valid_tactics(self, inputs, profile, chosen=other, *, named=keyword):
+            return [helper(), chosen, named]
+
+        @staticmethod
+        def static():
+            return decorated
+
+    return Made()
+
+
+def of(runner, inputs=None, arguments=None, settings=None):
+    return Case(runner, [matrix(50)] if inputs is None else inputs, arguments or {}, settings or SETTINGS)
+
+
+SETTINGS = config()
+VALUES = [
+    None,
+    True,
+    1,
+    1.0,
+    -0.0,
+    0.0,
+    "1",
+    b"1",
+    (1,),
+    (True,),
+    [1],
+    {1: 2},
+    {1: 2.0},
+    {1},
+    torch.float16,
+    Kind.FAST,
+    Kind.SLOW,
+    Options(1),
+    Options(2),
+]
+DIFFERENT = {
+    "attribute": [of(ShapedRunner(value=value)) for value in VALUES],
+    "name": [of(ShapedRunner(a=1)), of(ShapedRunner(b=1)), of(ShapedRunner(a=1, b=1)), of(ShapedRunner())],
+    "slot": [of(SlottedRunner(value)) for value in (1, True, 2, (1,))],
+    "placement": [of(ShapedRunner(tp_rank=rank)) for rank in (0, 1)],
+    "scalar of a resource": [of(ShapedRunner(some_cache=None)), of(ShapedRunner(some_cache={}))],
+    "inner runner": [
+        of(ShapedRunner(inner=inner)) for inner in (ShapedRunner(a=1), ShapedRunner(a=2), PlainRunner(), made(variable=1), made(variable=2))
+    ],
+    "namespace": [of(ShapedRunner(held=types.SimpleNamespace(tile=tile))) for tile in (1, 2)],
+    "nested options": [of(ShapedRunner(held=Options(1, Options(tile)))) for tile in (1, 2)],
+    "partial": [of(ShapedRunner(held=functools.partial(max, bound))) for bound in (1, 2, True)],
+    "closure": [of(made(variable=value)) for value in (1, True, 2, (1,))],
+    "default of a helper": [of(made(default=value)) for value in (1, 2, True)],
+    "default of a method": [of(made(other=value)) for value in (1, 2, True)],
+    "keyword default of a method": [of(made(keyword=value)) for value in (1, 2, True)],
+    "class attribute": [of(made(plain=value)) for value in (1, True, 2, (1,), (2,))],
+    "closure of a static method": [of(made(decorated=value)) for value in (1, 2)],
+    "held tensor": [
+        of(ShapedRunner(held=torch.zeros(rows, 3, dtype=dtype)))
+        for rows, dtype in ((2, torch.float32), (3, torch.float32), (2, torch.int32))
+    ],
+    "value": [of(PlainRunner(), [matrix(50), value]) for value in VALUES],
+    "argument": [of(PlainRunner(), arguments={"value": value}) for value in VALUES],
+    "name of an argument": [of(PlainRunner(), arguments={name: 1}) for name in "ab"],
+    "tensor": [
+        of(PlainRunner(), [matrix(50), tensor])
+        for tensor in (torch.zeros(4, 6), torch.zeros(6, 4).T, torch.zeros(4, 6).half(), torch.zeros(4, 12)[:, :6])
+    ],
+    "row count": [of(PlainRunner(), [matrix(rows)]) for rows in (50, 51, 64)],
+    "pitch of one row": [of(PlainRunner(), [matrix(1)]), of(PlainRunner(), [torch.zeros(2, 64)[:1, :32]])],
+    "device": [of(PlainRunner(), [torch.zeros(50, 32, device=device)]) for device in ("cpu", "meta")],
+    "tensor as an argument": [of(PlainRunner(), arguments={"value": tensor}) for tensor in (torch.zeros(4, 6), torch.zeros(6, 4).T)],
+    "list of tensors": [of(PlainRunner(), [matrix(50), [torch.zeros(size)]]) for size in (1, 2)],
+    "config": [
+        of(PlainRunner(), [matrix(50), matrix(50)], settings=settings)
+        for settings in (
+            config(),
+            config((16, 32)),
+            config(round_up=True),
+            config(inputs=(1,)),
+            config(use_cuda_graph=True),
+            config(use_cold_l2_cache=True),
+            config(constraint_specs=with_output(1)),
+        )
+    ],
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_a_difference_anywhere_is_a_difference_of_the_fingerprint(prints, name):
+    found = [[taken(prints, case) for case in DIFFERENT[name]] for _ in range(3)][-1]  # first it learns which attributes need a reading
+    assert None not in found
+    for (one, first), (two, second) in itertools.combinations(enumerate(found), 2):
+        assert first != second, (one, two)
+    assert found == [taken(prints, case) for case in DIFFERENT[name]]
+
+
+def test_objects_made_anew_have_the_same_fingerprint(prints):
+    def anew():
+        return Case(made(), [matrix(50), Options(1), [1]], {"out": matrix(50)}, config())
+
+    assert taken(prints, anew()) == taken(prints, anew()) is not None
+
+
+class LiveRunner(PlainRunner):
+    scale = 1
+
+    def __init__(self):
+        self.value = 1
+        self.items = [1]
+        self.options = Options(1, Options(1))
+        self.handle_cache = None
+
+
+def other_list(self, inputs, profile):
+    return [0, 1]
+
+
+CHANGES = {
+    "value": lambda runner, patch: vars(runner).update(value=2),
+    "type of a value": lambda runner, patch: vars(runner).update(value=True),
+    "item": lambda runner, patch: runner.items.append(2),
+    "field": lambda runner, patch: setattr(runner.options.nested, "tile", 2),
+    "new attribute": lambda runner, patch: vars(runner).update(more=1),
+    "deleted attribute": lambda runner, patch: vars(runner).pop("value"),
+    "another attribute": lambda runner, patch: vars(runner).update(other=vars(runner).pop("value")),
+    "class attribute": lambda runner, patch: patch.setattr(LiveRunner, "scale", 2),
+    "type of a class attribute": lambda runner, patch: patch.setattr(LiveRunner, "scale", True),
+    "new class attribute": lambda runner, patch: patch.setattr(LiveRunner, "more", 1, raising=False),
+    "attribute of a base": lambda runner, patch: patch.setattr(PlainRunner, "more", 1, raising=False),
+    "method": lambda runner, patch: patch.setattr(LiveRunner, "get_valid_tactics", other_list, raising=False),
+    "method of a base": lambda runner, patch: patch.setattr(PlainRunner, "get_valid_tactics", other_list),
+    "code of a method": lambda runner, patch: patch.setattr(PlainRunner.get_valid_tactics, "__code__", other_list.__code__),
+    "defaults of a method": lambda runner, patch: patch.setattr(PlainRunner.forward, "__defaults__", (0, False)),
+    "class of the runner": lambda runner, patch: setattr(runner, "__class__", PlainRunner),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_under_a_live_runner_is_seen(prints, monkeypatch, change):
+    case = of(LiveRunner())
+    before = [taken(prints, case) for _ in range(3)][-1]
+    assert before is not None
+    CHANGES[change](case.runner, monkeypatch)
+    assert taken(prints, case) != before
+
+
+def test_a_closure_that_is_rebound_is_seen(prints):
+    tile = 1
+
+    class Rebound(PlainRunner):
+        def which(self):
+            return tile
+
+    case = of(Rebound())
+    before = taken(prints, case)
+    tile = 2
+    assert before is not None
+    assert taken(prints, case) != before
+
+
+@pytest.mark.parametrize("field", ["spec", "mapper", "bucket list", "graph"])
+def test_a_config_that_is_changed_in_place_is_seen(prints, field):
+    case = of(PlainRunner(), settings=config())
+    before = [taken(prints, case) for _ in range(3)][-1]
+    other = config((16, 32), round_up=True).dynamic_tensor_specs[0]
+    match field:
+        case "spec":
+            case.config.dynamic_tensor_specs = (other,)
+        case "mapper":
+            case.config.dynamic_tensor_specs[0].map_to_tuning_buckets = other.map_to_tuning_buckets
+        case "bucket list":
+            case.config.dynamic_tensor_specs[0].gen_tuning_buckets = (16, 32)
+        case "graph":
+            case.config.use_cuda_graph = True
+    assert before is not None
+    assert taken(prints, case) != before
+
+
+def test_a_bucket_mapper_whose_closure_is_rebound_is_seen(prints):
+    step = 16
+
+    def mapper(size):
+        return size // step * step
+
+    settings = config()
+    settings.dynamic_tensor_specs[0].map_to_tuning_buckets = mapper
+    case = of(PlainRunner(), settings=settings)
+    before = [taken(prints, case) for _ in range(3)][-1]
+    step = 32
+    assert before is not None
+    assert taken(prints, case) != before
+
+
+def test_contexts_of_flashinfer_are_part_of_it(prints):
+    tuner, case = AutoTuner.get(), of(PlainRunner())
+    outside = taken(prints, case)
+    found = [outside]
+    for override in ((None, True, None), ((16, 32), False, None), ((16, 64), False, None), (None, False, 3)):
+        tuner._get_override_stack().append(override)
+        found.append(taken(prints, case))
+        tuner._get_override_stack().pop()
+    tuner._get_skip_ops_stack().append(frozenset({case.op}))
+    skipped = taken(prints, case)
+    tuner._get_skip_ops_stack().pop()
+    tuner._cupti_disabled = True
+    found.append(taken(prints, case))
+    tuner._cupti_disabled = False
+    assert len({*found}) == len(found)
+    assert None not in found
+    assert skipped is None
+    assert taken(prints, case) == outside
+
+
+def test_a_blocklist_is_part_of_it(prints, monkeypatch):
+    case = of(PlainRunner())
+    found = [taken(prints, case)]
+    for blocked in ({"collision::PlainRunner": {1}}, {"collision::PlainRunner": {2}}):
+        monkeypatch.setattr(AutoTuner.get()._blocklist, "_invalid", blocked)
+        found.append(taken(prints, case))
+    assert len({*found}) == 3
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_cannot_be_read_has_no_fingerprint(prints):
+    unreadable = object.__new__(type("Unknown", (), {}))
+    endless = []
+    endless.append(endless)
+    for value in (unreadable, endless, iter(()), [unreadable]):
+        assert taken(prints, of(ShapedRunner(value=value))) is None
+        assert taken(prints, of(PlainRunner(), [matrix(50), value])) is None
+        assert taken(prints, of(PlainRunner(), arguments={"value": value})) is None
+    for _ in range(3):
+        assert taken(prints, of(PlainRunner(), [matrix(50), matrix(50)])) is not None
+    assert taken(prints, of(PlainRunner(), [matrix(50), torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])])) is None
+
+
+def test_memos_and_handles_do_not_make_a_new_fingerprint(prints):
+    case = of(ShapedRunner(some_cache={}, module=types.ModuleType("compiled")))
+    before = taken(prints, case)
+    case.runner.some_cache["key"] = torch.zeros(3)
+    case.runner.module = types.ModuleType("another")
+    assert before is not None
+    assert taken(prints, case) == before
+
+
+# -- extras -----------------------------------------------------------------------------------------------------------------------
+
+LIMIT = 100
+
+
+class Reads(PlainRunner):
+    def __init__(self, items):
+        self.items = items
+
+
+class ReadsGlobal(Reads):
+    def get_cache_key_extras(self, inputs):
+        return (inputs[0].shape[0] > LIMIT,)
+
+
+class ReadsItself(Reads):
+    def get_cache_key_extras(self, inputs):
+        a, *_ = inputs
+        _, columns = a.shape
+        return (a.dtype, columns, self.items, len(inputs), a.is_contiguous(), inputs[1] is None)
+
+
+class ReadsMore(Reads):
+    def get_cache_key_extras(self, inputs):
+        return (inputs[0]._version, self.items)
+
+
+def test_extras_that_follow_from_the_call_are_not_asked_for(prints, monkeypatch):
+    case = of(ReadsItself([1]), [matrix(50), None])
+    before = taken(prints, case)
+    assert before is not None
+    monkeypatch.setattr(ReadsItself, "get_cache_key_extras", ReadsItself.get_cache_key_extras)
+    case.runner.items.append(2)
+    assert taken(prints, case) not in (None, before)
+
+
+@pytest.mark.parametrize("kind", [ReadsGlobal, ReadsMore])
+def test_extras_that_look_elsewhere_are_not_taken_for_known(prints, kind):
+    assert taken(prints, of(kind([1]), [matrix(50), None])) is None
+
+
+# -- the property -----------------------------------------------------------------------------------------------------------------
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 2),
+    st.sampled_from([0.0, -0.0, 1.0, float("inf")]),
+    st.sampled_from(["", "1", "a"]),
+    st.sampled_from([b"1", torch.float16, torch.bfloat16, Kind.FAST, Kind.SLOW]),
+)
+plain = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2),
+        st.lists(inner, max_size=2).map(tuple),
+        st.dictionaries(st.sampled_from(["a", 1, True, 1.0]), inner, max_size=2),
+        st.builds(Options, inner, inner),
+    ),
+    max_leaves=4,
+)
+names = st.sampled_from(["tile", "tp_rank", "some_cache", "_m", "device_index"])
+shapes = st.tuples(st.sampled_from([1, 16, 50, 64]), st.sampled_from([1, 32]))
+
+
+@st.composite
+def cases(draw):
+    if draw(st.booleans()):
+        runner = ShapedRunner(**draw(st.dictionaries(names, plain, max_size=2)))
+    else:
+        places = st.sampled_from(["variable", "default", "other", "plain", "keyword", "decorated"])
+        runner = made(**draw(st.dictionaries(places, plain, max_size=2)))
+    first = draw(shapes)
+    tensor = torch.zeros(first[1], first[0]).T if draw(st.booleans()) else torch.zeros(first)
+    inputs = [tensor, *draw(st.lists(plain, max_size=2))]
+    arguments = draw(st.dictionaries(st.sampled_from(["out", "mode", "x_cache"]), st.one_of(plain, shapes.map(torch.zeros)), max_size=1))
+    settings = draw(st.sampled_from([SETTINGS, config(), config(round_up=True), config((16, 64))]))
+    return Case(runner, inputs, arguments, settings, draw(st.sampled_from(["op", "other op"])))
+
+
+@given(st.lists(cases(), min_size=2, max_size=12))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_equal_fingerprints_mean_equal_keys_and_equal_left_out_values(prints, calls):
+    seen = {}
+    for case in calls:
+        found = taken(prints, case)
+        if found is None:
+            continue
+        described_now = described(case)
+        assert seen.setdefault(found, described_now) == described_now
+
+
+# -- tensors ----------------------------------------------------------------------------------------------------------------------
+
+ALIKE = [torch.zeros(4, 6), torch.zeros(8)]
+UNLIKE = [
+    torch.zeros(6, 4).T,
+    torch.zeros(4, 12)[:, :6],
+    torch.zeros(4, 6, 1),
+    torch.zeros(4, 6, dtype=torch.int32),
+    torch.zeros(4, 6, device="meta"),
+    torch.zeros(4, 6).to_sparse(),
+    torch.zeros(4, 6).to_mkldnn(),
+    torch.zeros(1).expand(4, 6),
+]
+
+
+@pytest.mark.parametrize("has_comparison", [True, False])
+def test_tensors_have_the_number_of_others_only_if_they_are_alike_in_every_fact(monkeypatch, has_comparison):
+    if not has_comparison:
+        monkeypatch.setattr(tensors, "_guards", None)
+    known = Tensors()
+    numbers = {known.number([torch.zeros(4, 6), torch.zeros(8)]) for _ in range(4)}
+    assert len(numbers) == 1
+    for other in UNLIKE:
+        assert known.number([other, ALIKE[1]]) not in numbers
+        assert {known.number(ALIKE) for _ in range(3)} == numbers
+    with torch.inference_mode():
+        assert known.number([torch.zeros(4, 6), torch.zeros(8)]) in numbers
+
+
+def test_torch_compares_tensors_here():
+    assert hasattr(tensors._guards, "TensorGuards"), "torch has it no more: serving costs twice as much"
+
+
+def test_a_tensor_that_is_reshaped_in_place_is_seen():
+    known, tensor = Tensors(), torch.zeros(4, 6)
+    before = [known.number([tensor]) for _ in range(4)][-1]
+    tensor.t_()
+    turned = known.number([tensor])
+    tensor.t_().resize_(4, 5)
+    assert len({before, turned, known.number([tensor])}) == 3
+
+
+def test_runners_of_a_module_and_made_ones_are_both_read(prints):
+    assert isinstance(PlainRunner(), TunableRunner)
+    assert vars(module_of_runners)["PlainRunner"] is PlainRunner
+    assert taken(prints, of(PlainRunner()))[0] != taken(prints, of(made()))[0]
