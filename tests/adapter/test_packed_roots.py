@@ -123,6 +123,23 @@ def test_attaching_costs_the_same_at_any_size(tmp_path):
     assert fresh(events_of, tmp_path) == many  # a hundred loose records more, and no scan of them
 
 
+def second_attach(root):
+    import importlib.resources
+
+    fi_cachestore.attach(root=root).detach()
+    read, real = [], importlib.resources.files
+    importlib.resources.files = lambda *arguments: read.append(arguments) or real(*arguments)
+    with timed():
+        fi_cachestore.attach(root=root)
+        assert call(SIZES[0])[1] == 2
+    return read
+
+
+def test_contracts_are_read_once_per_process(tmp_path):
+    fresh(tuned, tmp_path)
+    assert fresh(second_attach, tmp_path) == []
+
+
 def decoded_count(root, *, preload):
     from fi_cachestore.records.record import Record
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, Final
@@ -140,9 +141,10 @@ def _under(prefix: str, terms: Mapping[str, Term]) -> dict[str, Term]:
     return {f"{prefix}.{path}": term for path, term in terms.items()}
 
 
-def flashinfer_contracts() -> dict[str, Contract]:
-    """Return the contracts that ship with this version."""
+@cache
+def flashinfer_contracts() -> Mapping[str, Contract]:
+    """Return the contracts that ship with this version. Read once per process: reading takes longer than attaching to a store."""
     found: dict[str, Contract] = {}
     for file in sorted(resources.files(__package__).joinpath("flashinfer").iterdir(), key=lambda file: file.name):
         found |= load_contracts(file.read_text("utf-8"), f"fi_cachestore/adapter/contracts/flashinfer/{file.name}")
-    return found
+    return MappingProxyType(found)
