@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.rows import Row, load, print_table, save, table
+from benchmarks.rows import Row, Series, load, print_table, save, table
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,9 @@ def test_a_target_that_cannot_be_checked_is_refused(peer, target):
 
 def test_rows_come_back_as_they_were_saved_and_the_table_shows_what_is_missed(tmp_path, capsys):
     rows = [Row("look-up", 3.0, 4.0, "v2", "us", "<= 0.5 x", "bounded by Python"), Row("size", 1.0, None, "", "MiB")]
-    save(rows, tmp_path / "rows.json")
-    assert load(tmp_path / "rows.json") == rows
+    series = [Series("look-up", "records", "us", [10, 100], {"ours": [1.0, 2.0], "v2": [3.0, None]})]
+    save(rows, tmp_path / "rows.json", series)
+    assert load(tmp_path / "rows.json") == (rows, series)
     assert rows[0].ratio == 0.75
     assert "| 3.00 us | 4.00 us (v2) | 0.750 | <= 0.5 x | missed |" in " ".join(table(rows).split())
     print_table(rows)
