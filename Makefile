@@ -23,7 +23,7 @@ docs: $(READY)  ## the documentation, warnings are errors
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
 bench: $(READY)  ## side by side with FlashInfer on this machine
-	$(BIN)/python benchmarks/cpu.py
+	FI_CACHESTORE_STATE_DIR=/dev/null $(BIN)/python benchmarks/cpu.py
 
 compat: $(READY)  ## the adapter's tests against the oldest and other supported FlashInfer releases (downloads them)
 	$(BIN)/python tests/compat.py

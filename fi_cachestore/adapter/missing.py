@@ -101,8 +101,8 @@ def collector(state_directory: Path | None, clock: Clock) -> MissCollector:
 def keep(state: AdapterState) -> None:
     """Keep what was missed so far. Never raises."""
     if state.attached:
-        roots = [attached.root for attached in state.attached if attached.root is not None]
-        state.missed.write(state.current.session.mode, roots, lambda digest: _is_answered(state, digest))
+        roots = dict.fromkeys(attached.root for attached in state.attached if attached.root is not None)
+        state.missed.write(state.current.session.mode, list(roots), lambda digest: _is_answered(state, digest))
 
 
 def keep_at_exit(state: AdapterState) -> None:
