@@ -146,6 +146,19 @@ def test_lists_are_measured_where_listing_ranks_by_time_and_nowhere_else():
     assert not any(contract.checks_size for contract in CONTRACTS.values() if contract.space == "measured")
 
 
+_POSITIONS_ALL_THE_SAME = {
+    "flashinfer.gemm.gemm_base:_cute_dsl_fp8_gemm_runner.<locals>.CuteDslFp8GemmRunner": "those of its table that the shapes allow",
+    "flashinfer.gemm.gemm_bf16_fp4_cute_dsl:_cute_dsl_bf16_fp4_runner.<locals>.CuteDslBf16Fp4Runner": "those of its table that the shapes allow",
+    "flashinfer.gemm.gemm_base:_cute_dsl_cublaslt_fallback_bf16_gemm_runner.<locals>.CuteDSLCublasltFallbackBf16Runner": "cuBLASLt's runner lists",
+}
+
+
+def test_lists_are_indexed_where_they_are_a_range_or_positions_all_the_same():
+    indexed = {name for name, contract in CONTRACTS.items() if contract.space == "indexed"}
+    ranges = {name for name, found in EVERY.items() if (method := found.method("get_valid_tactics")) and "range" in _calls(method.node)}
+    assert indexed == {name for name in ranges if not CONTRACTS[name].collective} | set(_POSITIONS_ALL_THE_SAME)
+
+
 # -- every parameter has a role ---------------------------------------------------------------------------------------------------
 
 
