@@ -21,11 +21,15 @@ class Report:
     ``beyond`` has, by op, calls whose size is far beyond the largest bucket: different ones, however often they were made.
     ``varying`` has parameters that took so many values that they are probably dynamic, with what to do about it.
     ``unreviewed`` has runner classes of FlashInfer that no contract speaks for, and why: the default rules made their keys.
+    ``verified_count`` records of other processes were tried out, which took ``listing_count`` tactic lists and ``run_count`` runs of
+    tactics. ``size_check_count`` stored tactics were checked at the very size of a call, ``size_misfit_count`` of them did not fit it.
     ``spent_ns`` went into measuring, ``waited_ns`` into waiting for others, ``saved_ns`` is what the hits had cost whoever measured them.
 
     Among ranks, in calls (one op, its runners, one profile): ``shared_call_count`` were made by two ranks or more, ``settled_call_count``
     of them were answered differently at first, ``local_call_count`` were made here alone. ``ranks`` has, by rank, host,
     ``measured_count``, ``waited_count``, ``spent_ns`` and ``waited_ns``.
+
+    ``quarantined`` has the key schemas that calls met and that are served by nobody, by digest, and why.
     """
 
     hit_count: int = 0
@@ -36,6 +40,11 @@ class Report:
     unshared_count: int = 0
     renewed_count: int = 0
     refused_count: int = 0
+    verified_count: int = 0
+    listing_count: int = 0
+    run_count: int = 0
+    size_check_count: int = 0
+    size_misfit_count: int = 0
     shared_call_count: int = 0
     settled_call_count: int = 0
     local_call_count: int = 0
@@ -49,6 +58,7 @@ class Report:
     unreviewed: dict[str, str] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
     ranks: dict[int, Any] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data with raw units."""
@@ -139,8 +149,9 @@ class Recorder:
     def report(self) -> Report:
         """Return the counts so far."""
         with self._lock:
+            counts: dict[str, Any] = dict(self._counts)
             return Report(
-                **self._counts,
+                **counts,
                 ephemeral=dict(self._ephemeral),
                 misses=dict(self._misses),
                 beyond=dict(self._beyond),

@@ -11,8 +11,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Final
 
+from fi_cachestore.belief import Belief
 from fi_cachestore.choices import Choices
 from fi_cachestore.config import Mode
 from fi_cachestore.coordination.port import Busy, Clock, Coordinator, Unavailable
@@ -31,19 +31,20 @@ from fi_cachestore.store.port import Hit, Miss, Store, Successors
 from fi_cachestore.store.rulebook import RuleBook
 from fi_cachestore.store.rules_log import RulesLog
 from fi_cachestore.validation.ledger import Ledger
+from fi_cachestore.validation.sentinel import Sentinel
 from fi_cachestore.work import Answered, Elsewhere, Limits, Mine, Spent, Wait
 
 logger = logging.getLogger("fi_cachestore")
 
-_FIRST_PAUSE_S: Final = 0.005
-_LONGEST_PAUSE_S: Final = 0.1
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
     """What a session works with. The stores are ``None`` for a session that keeps everything in memory, ``group`` for one without ranks.
 
-    Without a ``ledger`` every record is believed. ``pack`` puts loose records into packs, where it is worth it; it never raises.
+    Without a ``ledger`` every record is believed; without a ``sentinel`` runs of others' tactics leave no marks. ``pack`` puts loose
+    records into packs, where it is worth it; it never raises.
     """
 
     records: Store[Record] | None
@@ -55,6 +56,7 @@ class Ports:
     ledger: Ledger | None = None
     pack: Callable[[], object] | None = None
     successors: Successors[Record] | None = None
+    sentinel: Sentinel | None = None
 
 
 class Session:
@@ -72,14 +74,10 @@ class Session:
         self._limits = limits or Limits()
         self.group = ports.group
         self.recorder = Recorder()
+        self.belief: Belief = Belief(ports.ledger, ports.sentinel)
         self._shares = share_tuning
-        self.known: Known = Known(
-            ports.records,
-            ports.group if share_tuning else None,
-            self.recorder,
-            self._store_refused,
-            None if earlier is None else earlier.known,
-        )
+        memory, sharing = None if earlier is None else earlier.known, ports.group if share_tuning else None
+        self.known: Known = Known(ports.records, sharing, self.recorder, self._store_refused, memory)
         if mode is Mode.REFRESH:
             self.known.renewal = Renewal(ports.clock.unix_ns(), ports.successors)
         self._counted_once: set[Digest] = set()
@@ -107,15 +105,19 @@ class Session:
         self.known.refresh()
         self._rules.reload()
         self.choices.refresh()
+        self.belief.refresh()
 
     def preload(self) -> None:
         """Read every record now."""
         self.known.preload()
 
     def take_in(self, sealed: bytes) -> bool:
-        """Serve a record that another rank left; return whether it was one."""
+        """Serve a record that another rank left, or believe what it verified; return whether it was a record."""
         try:
-            self.known.take_in(Record.from_value(unseal(sealed)))
+            value = unseal(sealed)
+            if self.belief.take_in(value):
+                return False
+            self.known.take_in(Record.from_value(value))
         except DamagedError as error:
             logger.warning("what a rank left is not a record: %s", error)
             return False
@@ -303,12 +305,15 @@ class Session:
             "spent_ns": counts.spent_ns,
             "waited_ns": counts.waited_ns,
             "suspects": sorted(self._suspects),
+            "quarantined": self.belief.quarantined,
+            "verified": self.belief.verified,
         }
         agreement, refusal = self.choices.commit(group, self._ports.records, stats, self._ports.clock.unix_ns())
         if refusal is not None:
             self.warn_once("settled", "%s; later starts will settle it again", refusal)
         self.recorder.agreed(agreement.shared_count, len(agreement.settled), agreement.local_count, agreement.rank_stats)
         self._suspects.update(op for row in agreement.rank_stats.values() for op in (row or {}).get("suspects", ()))
+        self.belief.hear(agreement.rank_stats.values())
         self._end_group()
 
     @property
@@ -333,7 +338,7 @@ class Session:
 
     def report(self) -> Report:
         """Return what happened so far."""
-        return self.recorder.report()
+        return replace(self.recorder.report(), quarantined=self.belief.quarantined)
 
     def warn_once(self, topic: str, message: str, *values: object) -> None:
         """Log a warning, once per topic and session."""

@@ -78,9 +78,10 @@ class SessionHandle:
             return
         session = self._attached.session
         mine = [sealed for attached in self._state.attached for sealed in attached.session.known.held()]
+        verified = [sealed for attached in self._state.attached for sealed in attached.session.belief.for_joiners()]
         try:
             if mine:
-                leave(process_group, mine)
+                leave(process_group, [*verified, *mine])
                 return
             taken = sum(session.take_in(sealed) for sealed in left(process_group))
         except BoardLostError as error:
@@ -307,6 +308,8 @@ def _commit(attached: Attached, state: AdapterState) -> None:
     """End a tuning context: keep the session's rules, and describe the environments for people."""
     attached.session.commit()
     state.remember_communicating(attached.session.suspects)
+    state.hold(attached.session.belief.quarantined)
+    state.forget_answers()
     if attached.root is not None and attached.session.mode.publishes:
         for device in sorted(attached.devices, key=str):
             write_manifest(attached.root, *manifest(state.introspector.environments.of(device)))

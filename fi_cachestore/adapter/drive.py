@@ -10,38 +10,33 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from flashinfer import autotuner as flashinfer_autotuner
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
 from fi_cachestore import __version__
-from fi_cachestore.adapter import cardinality, reviewed, serve, together
+from fi_cachestore.adapter import cardinality, cuda, reviewed, serve, together, trust
 from fi_cachestore.adapter.frames import Frame, Step, Trial
 from fi_cachestore.adapter.introspect import RunnerView
-from fi_cachestore.adapter.listed import refuse_unlisted
 from fi_cachestore.adapter.serve import Description
 from fi_cachestore.adapter.state import Attached
 from fi_cachestore.adapter.tactics import is_default
-from fi_cachestore.adapter.trust import evidence_of
+from fi_cachestore.adapter.trust import Course
 from fi_cachestore.config import Mode
 from fi_cachestore.environment.facets import Device
 from fi_cachestore.errors import Gap
 from fi_cachestore.keys.canonical import encode
 from fi_cachestore.keys.model import TuneKey
-from fi_cachestore.records.choosing import ranked
 from fi_cachestore.records.record import DEFAULT_TACTIC, Provenance, Record
 from fi_cachestore.session import Session
 from fi_cachestore.work import Answered, Elsewhere, Mine
 
 if TYPE_CHECKING:
     from fi_cachestore.adapter.tuner import CacheStoreTuner
-
-_ALL: Final = 1 << 30
-_OUT_OF_MEMORY: Final = (torch.cuda.OutOfMemoryError, MemoryError)
 
 
 def choose(
@@ -51,7 +46,7 @@ def choose(
     attached = tuner.state.tuning or tuner.state.current
     if attached.session.mode is Mode.REPLAY:
         return serve.choose(tuner, op, runners, config, inputs, kwargs)
-    described = _describe(tuner, attached, op, runners, tuner.effective_config(config), inputs, kwargs)
+    described = describe(tuner, attached, op, runners, tuner.effective_config(config), inputs, kwargs)
     communicates = serve.communicates(tuner, op, runners)
     if described is None:
         among = communicates and attached.session.group is not None  # without a key too, all ranks measure such an op in step
@@ -68,34 +63,45 @@ def choose(
             tuner.state.note_ephemeral(op, cardinality.TOO_MANY_KEYS)
             with tuner.memory_only():
                 return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
-        steps = [[_step(tuner, described.view(0, index), opt_shapes) for opt_shapes in shapes] for index in range(len(runners))]
+        steps = [[step_of(tuner, described.view(0, index), opt_shapes) for opt_shapes in shapes] for index in range(len(runners))]
         if communicates:
             if not together.see_to(tuner, attached, described, steps, lambda view, frame: _pass(tuner, view, frame, config)):
                 tuner.state.note_ephemeral(op, "collective op that not all ranks of a group ask for")
                 return runners[0], DEFAULT_TACTIC
-        else:
-            _see_to_all(tuner, attached.session, described, profiles, steps, config)
+        elif _see_to_all(tuner, attached.session, described, profiles, steps, config) is Course.DEFAULT:
+            return runners[0], DEFAULT_TACTIC
         tuner.state.forget_answers()
         tuner.state.set_tuned(whole_call)
     decision = serve.answer(tuner, described)
+    if decision.in_memory_because:
+        return serve.in_memory(tuner, decision, op, runners, config, inputs, kwargs)
     return runners[decision.runner_index], decision.tactic
 
 
 def _see_to_all(
     tuner: CacheStoreTuner, session: Session, described: Description, profiles: list[Any], steps: list[list[Step]], config: TuningConfig
-) -> None:
-    """Have every profile of every runner answered, and note the calls that these are, for ranks to agree on."""
+) -> Course:
+    """Have every profile of every runner answered by a record that may be believed; note the calls that these are, for ranks to agree on.
+
+    What is not answered from records is no call of theirs.
+    """
+    views = [described.view(0, index) for index in range(len(steps))]
+    if any(trust.stays_in_memory(tuner.state, view) for view in views):
+        for view in views:
+            trust.examine(tuner, session, view, ())
+        return Course.MEMORY
     session.ask_ranks(step.key for of_runner in steps for step in of_runner if step.keys)
-    for index, of_runner in enumerate(steps):
-        view = described.view(0, index)
-        _see_to(tuner, session, view, of_runner, config)
-        refuse_unlisted(tuner, session, view, profiles, of_runner)
+    for view, of_runner in zip(views, steps, strict=True):
+        course = _see_to(tuner, session, view, list(zip(profiles, of_runner, strict=True)), config)
+        if course is not Course.RECORDS:
+            return course
     for of_profile in zip(*steps, strict=True):
         if all(step.keys for step in of_profile):
             session.choices.note(tuple(step.key.digest if step.record is None else step.record.digest for step in of_profile))
+    return Course.RECORDS
 
 
-def _describe(
+def describe(
     tuner: CacheStoreTuner,
     attached: Attached,
     op: str,
@@ -124,7 +130,7 @@ def _describe(
     return described
 
 
-def _step(tuner: CacheStoreTuner, view: RunnerView, shapes: tuple[tuple[int, ...], ...]) -> Step:
+def step_of(tuner: CacheStoreTuner, view: RunnerView, shapes: tuple[tuple[int, ...], ...]) -> Step:
     """Return one profile of a runner. A profile without a key of its own is left alone: it would be found by no look-up."""
     keys = view.keys(view.call.bucket(shapes), serving=False)
     complete = tuple(key for key in keys if isinstance(key, TuneKey))
@@ -133,29 +139,45 @@ def _step(tuner: CacheStoreTuner, view: RunnerView, shapes: tuple[tuple[int, ...
     return Step(complete, is_done=not complete)
 
 
-def _see_to(tuner: CacheStoreTuner, session: Session, view: RunnerView, steps: list[Step], config: TuningConfig) -> None:
-    """Have every step answered: by a record, by our measurement, or by somebody else's."""
+def _see_to(tuner: CacheStoreTuner, session: Session, view: RunnerView, rows: list[tuple[Any, Step]], config: TuningConfig) -> Course:
+    """Have every step of one runner (by its profile) answered: by a record, by our measurement, or by somebody else's."""
+    steps = [step for _, step in rows]
     for step in steps:
         if not step.is_done and (record := session.answered(step.keys)) is not None:
             step.record, step.is_done = record, True
-    if all(step.is_done for step in steps):
-        return
-    synchronize(view.call.inputs)
-    frame = Frame(session, view, view.call.device or Device("cpu"), steps)
+    course = trust.examine(tuner, session, view, answered(rows))
+    if course is not Course.RECORDS or not _open(steps):
+        return course
+    cuda.synchronize(view.call.inputs)
+    known = {id(step) for step in steps if step.record is not None}
     try:
-        while True:
-            before = _open(steps)
-            _pass(tuner, view, frame, config)
-            after = _open(steps)
-            if not after:
-                return
-            if not frame.elsewhere and len(after) == len(before):
-                session.warn_once("loop", "%s: FlashInfer did not offer %d profiles; they stay untuned", view.call.op, len(after))
-                return
-            if frame.elsewhere:
-                session.await_any(frame.elsewhere)
+        _measure(tuner, session, view, steps, config)
     finally:
         session.drop(step.key for step in steps if step.keys)
+    new = [(profile, step) for profile, step in rows if id(step) not in known]
+    trust.note_measured(tuner.state, view, [step.record for step in steps if step.is_own and step.record is not None])
+    return trust.examine(tuner, session, view, answered(new))
+
+
+def answered(rows: Iterable[tuple[Any, Step]]) -> list[trust.Row]:
+    """Return the profiles that a record answers."""
+    return [(profile, step.record) for profile, step in rows if step.record is not None]
+
+
+def _measure(tuner: CacheStoreTuner, session: Session, view: RunnerView, steps: list[Step], config: TuningConfig) -> None:
+    """Drive the loop until every step is done: measured here, or found when somebody else was done with it."""
+    frame = Frame(session, view, view.call.device or Device("cpu"), steps)
+    while True:
+        before = _open(steps)
+        _pass(tuner, view, frame, config)
+        after = _open(steps)
+        if not after:
+            return
+        if not frame.elsewhere and len(after) == len(before):
+            session.warn_once("loop", "%s: FlashInfer did not offer %d profiles; they stay untuned", view.call.op, len(after))
+            return
+        if frame.elsewhere:
+            session.await_any(frame.elsewhere)
 
 
 def _open(steps: list[Step]) -> list[Step]:
@@ -214,11 +236,12 @@ def harvest(tuner: CacheStoreTuner, frame: Frame) -> None:
         session.give_up(trial.mine, step.key, out_of_memory=True)
         return
     provenance = _provenance(tuner, frame, trial)
-    evidence = evidence_of(frame.view)
+    evidence = trust.evidence_of(tuner.state.trust, frame.view)
     record = Record(step.key, trial.measurements(), trial.space(), provenance, evidence, default_raced=trial.is_default_raced)
     mine = trial.mine if trial.is_storable() else replace(trial.mine, share=False)
     tuner.state.objects.remember(record.digest, trial.objects())
     step.record = session.finish(mine, record)
+    step.is_own = step.record is record
 
 
 def _provenance(tuner: CacheStoreTuner, frame: Frame, trial: Trial) -> Provenance:
@@ -260,81 +283,9 @@ def _timed_once(frame: Frame, trial: Trial, measure: Callable[[Any], float], tac
     try:
         time_ms = measure(tactic)
     except Exception as error:
-        trial.is_out_of_memory |= isinstance(error, _OUT_OF_MEMORY)
+        trial.is_out_of_memory |= isinstance(error, cuda.OUT_OF_MEMORY)
         trial.note(tactic, None, type(error).__name__)
-        _clear_cuda_error()
+        cuda.clear_error()
         raise
     trial.note(tactic, time_ms, None)
     return time_ms
-
-
-def _clear_cuda_error() -> None:
-    """Keep a failed kernel's error from surfacing in the next one, as FlashInfer's loop does."""
-    if torch.cuda.is_initialized():
-        with contextlib.suppress(Exception):
-            torch.cuda.synchronize()
-        with contextlib.suppress(Exception):
-            torch.cuda.cudart().cudaGetLastError()
-
-
-def synchronize(inputs: list[Any]) -> None:
-    """Wait for the call's stream, so that no queued collective is waited for while a claim is held."""
-    device = next((item.device for item in inputs if isinstance(item, torch.Tensor) and item.is_cuda), None)
-    if device is not None:
-        torch.cuda.current_stream(device).synchronize()
-
-
-def rank(
-    tuner: CacheStoreTuner, op: str, runner: TunableRunner, config: TuningConfig, inputs: list[Any], kwargs: Mapping[str, Any], count: int
-) -> list[Any]:
-    """Answer ``rank_tactics`` while tuning: the best ``count`` tactics of the runner's own list, from a record or measured now."""
-    attached = tuner.state.tuning or tuner.state.current
-    if attached.session.mode is Mode.REPLAY:
-        chosen = serve.choose(tuner, op, [runner], config, inputs, kwargs)
-        return [chosen[1]]
-    described = _describe(tuner, attached, op, [runner], tuner.effective_config(config, ranking=True), inputs, kwargs)
-    if described is None:
-        with tuner.memory_only():
-            return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
-    if serve.communicates(tuner, op, [runner]):
-        return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
-    view = described.view(0, 0)
-    step = _step(tuner, view, view.call.shapes)
-    if not step.keys:
-        with tuner.memory_only():
-            return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
-    frame = Frame(attached.session, view, view.call.device or Device("cpu"), [step], races_default=False)
-    measured = _ranked_here(tuner, view, frame, config)
-    if step.record is None:
-        return measured[:count] if measured else [DEFAULT_TACTIC]
-    objects = (serve.own_object(tuner, view, step.record, value) for value in ranked(step.record))
-    tactics = [tactic for usable, tactic in objects if usable]
-    blocklist = vars(tuner).get("_blocklist")
-    allowed = tactics if blocklist is None else list(blocklist.filter(op, runner, tactics))
-    return allowed[:count] or [DEFAULT_TACTIC]
-
-
-def _ranked_here(tuner: CacheStoreTuner, view: RunnerView, frame: Frame, config: TuningConfig) -> list[Any]:
-    """Have the one step of ``frame`` answered; return FlashInfer's ranking where it was measured here."""
-    step, session, call = frame.steps[0], frame.session, view.call
-    synchronize(call.inputs)
-    try:
-        while next_profile(tuner, frame):
-            if step.is_done:
-                return []
-            session.await_any(frame.elsewhere)
-            frame.position, frame.elsewhere = 0, []
-        with tuner.state.frames.push(frame), tuner.isolated():
-            measured = tuner.plain_rank_tactics(call.op, [view.runner], config, call.inputs, k=_ALL, **call.arguments)
-        harvest(tuner, frame)
-    except _OUT_OF_MEMORY:
-        if frame.trial is not None:
-            frame.trial.is_out_of_memory = True
-            harvest(tuner, frame)
-        raise
-    finally:
-        if frame.trial is not None:
-            session.abandon(frame.trial.mine)
-            frame.trial = None
-        session.drop(step.keys)
-    return measured

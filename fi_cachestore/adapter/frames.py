@@ -27,11 +27,12 @@ from fi_cachestore.work import Mine
 
 @dataclass(slots=True)
 class Step:
-    """One profile of one runner: its keys (the first is tuned under), and what became of it."""
+    """One profile of one runner: its keys (the first is tuned under), and what became of it. ``is_own``: the record was measured here."""
 
     keys: tuple[TuneKey, ...]
     record: Record | None = None
     is_done: bool = False
+    is_own: bool = False
 
     @property
     def key(self) -> TuneKey:
@@ -107,6 +108,13 @@ class Frame:
 
 class MemoryOnly:
     """A frame for calls that FlashInfer answers by itself: in its memory, without its own files."""
+
+
+@dataclass(slots=True)
+class Trying(MemoryOnly):
+    """A frame for trying out what another process measured. ``is_reentered``: the runner's code asked the tuner meanwhile."""
+
+    is_reentered: bool = False
 
 
 class Frames(threading.local):

@@ -13,18 +13,22 @@ from typing import Any, Final
 import torch
 from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
 
+from fi_cachestore.adapter import leftout
 from fi_cachestore.adapter.contracts import Contract
 from fi_cachestore.adapter.layout import DERIVED, dynamic_dim, readings, tensor_value
+from fi_cachestore.adapter.leftout import Parameter, parameter
 from fi_cachestore.adapter.roles import Role
 from fi_cachestore.adapter.sources import implementation_digest, type_name
-from fi_cachestore.adapter.standins import Extras, alignment, extras_on, without
-from fi_cachestore.adapter.values import Alternatives, expand, one_of, raw_tensor
+from fi_cachestore.adapter.standins import Extras, alignment, at, extras_on, without
+from fi_cachestore.adapter.values import bytes_of, expand, frozen, one_of, raw_tensor, same_but
 from fi_cachestore.adapter.walker import Walker
 from fi_cachestore.environment.facets import Device
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.errors import Gap, UnsupportedValueError
-from fi_cachestore.keys.canonical import Named, Value, encode
+from fi_cachestore.keys.canonical import Named, Value
+from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.model import RunnerIdentity, TuneKey
+from fi_cachestore.keys.schema import KeySchema, LeftOut, left_out_digest
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -50,7 +54,8 @@ class Introspector:
 
     def roles(self, runner: TunableRunner) -> Mapping[str, Role]:
         """Return the roles that a runner's contract gives, for runners inside runners too."""
-        return self.contract(runner).roles
+        contract = self.contract(runner)
+        return contract.roles_of(contract.roles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,12 @@ class Call:
         walker = self._common
         return tuple(None if isinstance(item, torch.Tensor) else walker.value(item, f"inputs[{i}]") for i, item in enumerate(self.inputs))
 
+    @property
+    def met(self) -> tuple[Parameter, ...]:
+        """The parameters inside inputs that are not tensors, and inside mappers."""
+        _ = self.values, self.roundings
+        return tuple(self._common.met)
+
     def common_gaps(self) -> tuple[Gap, ...]:
         """Return what the inputs and mappers lack for a complete key."""
         _ = self.values, self.roundings
@@ -164,7 +175,7 @@ class Call:
             if isinstance(item, torch.Tensor):
                 rows.append((str(item.dtype), tuple(item.shape), tuple(item.stride()), str(item.device)))
             else:
-                rows.append([_frozen(self.values[index])])
+                rows.append([frozen(self.values[index])])
         return rows
 
 
@@ -180,8 +191,7 @@ class RunnerView:
         self.params = walker.runner(runner, "")
         self.arguments = self._arguments(walker)
         self.held_mappers = tuple(walker.held_mappers)
-        extras = [(f"extras.{'.'.join(map(str, position))}", role) for position, role in self.contract.extras.items()]
-        self.left_out = (*walker.left_out, *extras)
+        self.parameters: tuple[Parameter, ...] = (*walker.met, *call.met)
         self._walker = walker
         self.environment, environment_gaps = self._environment()
         self._pointers = {
@@ -189,6 +199,7 @@ class RunnerView:
             for index, limit in self.contract.pointer_alignment.items()
             if index < len(call.inputs)
         }
+        self.parameters += self._places_in_extras()
         self._actual_extras = self._extras(call.shapes)
         self._last_key: TuneKey | None = None
         self.gaps: tuple[Gap, ...] = (*call.common_gaps(), *walker.gaps, *environment_gaps, *self._extras_gaps())
@@ -196,7 +207,7 @@ class RunnerView:
     def _arguments(self, walker: Walker) -> dict[str, Value]:
         outputs = {name: item for name, item in self.call.arguments.items() if _is_output(name, item)}
         rest = {name: item for name, item in self.call.arguments.items() if name not in outputs}
-        found = walker.arguments(rest, self.contract.arguments)
+        found = walker.arguments(rest, self.contract.roles_of(self.contract.arguments, "arguments."))
         return found | {name: Named("output", str(item.dtype)) for name, item in outputs.items()}
 
     def _environment(self) -> tuple[dict[str, Value], tuple[Gap, ...]]:
@@ -206,10 +217,40 @@ class RunnerView:
         found = self.call.introspector.environments.of(self.call.device).for_key(backends, strict=self.call.introspector.strict)
         return (found, ()) if isinstance(found, dict) else ({}, found)
 
+    # -- trust ------------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def schema(self) -> KeySchema:
+        """What trust in this runner's keys is kept under."""
+        return KeySchema(self.call.op, str(self.type), leftout.rows(self.parameters), self.contract.digest, self.environment)
+
+    @cached_property
+    def left_out(self) -> tuple[tuple[str, Role], ...]:
+        """What the key leaves out, and what it is for."""
+        return tuple((found.path, found.role) for found in self.parameters if found.is_left_out and found.value is not leftout.ABSENT)
+
+    @cached_property
+    def left_out_values(self) -> LeftOut:
+        """Digests of the values that are not in the key, as they were when the runner was described."""
+        return leftout.left_out(self.parameters)
+
+    @cached_property
+    def left_out_digest(self) -> Digest:
+        """One digest of all of them."""
+        return left_out_digest(self.left_out_values)
+
     # -- extras -----------------------------------------------------------------------------------------------------------------
 
     def _extras(self, shapes: Shapes) -> Extras:
         return without(extras_on(self.runner, self.call.inputs, shapes, self._pointers), self.contract.extras)
+
+    def _places_in_extras(self) -> tuple[Parameter, ...]:
+        """Return what the contract leaves out of the extras."""
+        if not self.contract.extras:
+            return ()
+        found = extras_on(self.runner, self.call.inputs, self.call.shapes, self._pointers).value
+        places = ((".".join(map(str, position)), role, at(found, position)) for position, role in self.contract.extras.items())
+        return tuple(parameter(f"extras.{where}", role, item) for where, role, item in places)
 
     def _extras_gaps(self) -> tuple[Gap, ...]:
         """Compare the extras of this very call with those on stand-ins of its shapes: only what a stand-in has may count."""
@@ -218,14 +259,14 @@ class RunnerView:
             own = without(Extras(self.runner.get_cache_key_extras(self.call.inputs)), self.contract.extras)
             real = self._walker.value(own.value, "extras")
             pretended = self._walker.value(self._actual_extras.value, "extras")
-            if _bytes(real) != _bytes(pretended):
+            if bytes_of(real) != bytes_of(pretended):
                 why = "its key extras depend on the content or address of an input"
         return () if why is None else (Gap(type_name(type(self.runner)), "extras", "tuple", why),)
 
     def _extras_fit(self, here: Value, there: Value, bucket: Bucket) -> bool:
         """Whether the extras in a bucket are those of this call but for dynamic dims that they repeat."""
         pairs = {(a, b) for raw, made in zip(self.call.shapes, bucket.shapes, strict=True) for a, b in zip(raw, made, strict=True)}
-        return _same_but(here, there, pairs)
+        return same_but(here, there, pairs)
 
     # -- keys -------------------------------------------------------------------------------------------------------------------
 
@@ -271,7 +312,8 @@ class RunnerView:
         """Return everything about this runner in this very call, for remembering the answer. Only for a complete view."""
         extras = self._walker.value(self._actual_extras.value, "extras")
         rounded = [mapper(size) for mapper in self.held_mappers for size in self.call.raw_dims[:1]]
-        return _bytes([self.type, self.params, self.arguments, self.environment, extras, dict(self._pointers), rounded])
+        left_out = leftout.raw_values(self.parameters)
+        return bytes_of([self.type, self.params, self.arguments, self.environment, extras, dict(self._pointers), rounded, left_out])
 
 
 def device_of(inputs: Sequence[Any]) -> Device | None:
@@ -296,33 +338,3 @@ def _symbols(config: TuningConfig, shapes: Shapes) -> dict[tuple[int, int], Name
 
 def _is_output(name: str, item: object) -> bool:
     return name in _OUTPUT_NAMES and isinstance(item, torch.Tensor)
-
-
-def _same_but(here: Value, there: Value, pairs: set[tuple[int, int]]) -> bool:
-    if type(here) is int and type(there) is int and here != there:
-        return (here, there) in pairs
-    if isinstance(here, Named) and isinstance(there, Named):
-        return here.kind == there.kind and _same_but(here.content, there.content, pairs)
-    if isinstance(here, tuple | list) and type(here) is type(there) and len(here) == len(there):
-        return all(_same_but(a, b, pairs) for a, b in zip(here, there, strict=True))
-    return _bytes(here) == _bytes(there)
-
-
-def _bytes(value: Any) -> bytes:
-    """Return canonical bytes of a value that may hold alternatives."""
-    return encode(_frozen(value))
-
-
-def _frozen(value: Any) -> Any:
-    match value:
-        case Alternatives():
-            return Named("alternatives", tuple(_frozen(option) for option in value.options))
-        case Named():
-            return Named(value.kind, _frozen(value.content))
-        case tuple():
-            return tuple(map(_frozen, value))
-        case list():
-            return [_frozen(item) for item in value]
-        case dict():
-            return {name: _frozen(item) for name, item in value.items()}
-    return value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -32,17 +33,35 @@ FAR_BEYOND: Final = 2
 buckets that double, as FlashInfer's usual ones do, no size is."""
 
 
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """A key whose record is not served, and why. ``is_doubted``: this process tried to verify it and could not."""
+
+    key: TuneKey
+    reason: MissReason
+    is_doubted: bool
+
+
 def note(
-    state: AdapterState, described: Description, rows: Sequence[Record | None], refused: Sequence[Choice], *, is_covered: bool
+    state: AdapterState,
+    described: Description,
+    rows: Sequence[Record | None],
+    refused: Sequence[Choice],
+    withheld: Mapping[int, Withheld],
+    *,
+    is_covered: bool,
 ) -> None:
     """Note a decision that was just made: runners without a record that may be served, tactics refused, sizes far beyond the buckets.
 
-    ``is_covered`` tells that some record serves the call nevertheless.
+    ``withheld`` has, by runner, a record that is there and may not be served. ``is_covered`` tells that some record serves the call
+    nevertheless.
     """
     state.missed.decided()
     state.look_for_orphans(described.calls[0].device)
     for index, record in enumerate(rows):
-        if record is None:
+        if record is None and (found := withheld.get(index)) is not None:
+            state.missed.missed(found.key, found.reason, "", is_covered=is_covered)
+        elif record is None:
             _note_miss(state, described, index, is_covered=is_covered)
     for record in {choice.record.digest: choice.record for choice in refused}.values():
         tactics = ", ".join(render(choice.tactic) for choice in refused if choice.record is record)

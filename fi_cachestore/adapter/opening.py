@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import socket
 from typing import Final
 
 from fi_cachestore.adapter.joining import Meeting
@@ -13,12 +14,14 @@ from fi_cachestore.config import Mode, Settings
 from fi_cachestore.coordination.files import FileCoordinator
 from fi_cachestore.coordination.local import LocalCoordinator
 from fi_cachestore.coordination.packing import pack_in_turn
-from fi_cachestore.coordination.port import Coordinator
+from fi_cachestore.coordination.port import Clock, Coordinator
 from fi_cachestore.coordination.ranks import Layered
+from fi_cachestore.environment.process import OsProcessTable
 from fi_cachestore.session import Ports, Session
 from fi_cachestore.store.open import read_only_paths
 from fi_cachestore.store.roots import OpenRoot
 from fi_cachestore.validation.ledger import Ledger
+from fi_cachestore.validation.sentinel import Sentinel
 from fi_cachestore.work import Limits
 
 logger: Final = logging.getLogger("fi_cachestore")
@@ -47,9 +50,32 @@ def attached(
     coordinator: Coordinator = FileCoordinator(opened.claims) if share_tuning else LocalCoordinator()
     if group is not None and share_tuning:
         coordinator = Layered(group.ranks, coordinator)
+    ledger, sentinel = checks(opened, state.clock, earlier)
     pack = None if opened.packer is None else functools.partial(pack_in_turn, opened.packer, FileCoordinator(opened.claims))
-    ledger = None if opened.verdicts is None else Ledger(opened.verdicts)
-    successors = opened.successors
-    ports = Ports(opened.records, opened.rules, coordinator, state.clock, opened.settled, group, ledger, pack, successors=successors)
+    ports = Ports(
+        opened.records,
+        opened.rules,
+        coordinator,
+        state.clock,
+        opened.settled,
+        group,
+        ledger,
+        pack,
+        successors=opened.successors,
+        sentinel=sentinel,
+    )
     session = Session(settings.mode.value, ports, limits, share_tuning=share_tuning, earlier=earlier)
+    for schema, why in state.trust.told.items():
+        session.belief.hold(schema, why)
     return Attached(session, overrides, identity, opened.path, OrphanWatch([opened.path, *read_only_paths(settings)], opened.records))
+
+
+def checks(opened: OpenRoot, clock: Clock, earlier: Session | None) -> tuple[Ledger | None, Sentinel | None]:
+    """Return what decides about others' records: what an earlier session on the root has, with what was written since."""
+    ledger = None if earlier is None else earlier.belief.ledger
+    if ledger is None and opened.verdicts is not None:
+        ledger = Ledger(opened.verdicts)
+    if ledger is None:
+        return None, None
+    ledger.refresh()
+    return ledger, Sentinel(opened.marks, ledger, OsProcessTable(), clock, socket.gethostname())

@@ -16,12 +16,16 @@ from fi_cachestore.adapter.sources import CONSTRUCTORS, class_functions, source_
 
 
 class Role(StrEnum):
-    """What a parameter is for; only semantic ones (and the kind of rounding) are in the key."""
+    """What a parameter is for; only semantic ones (and the kind of rounding) are in the key.
+
+    A varying one is dynamic, and its numbers change from call to call while serving.
+    """
 
     SEMANTIC = "semantic"
     PLACEMENT = "placement"
     RESOURCE = "resource"
     DYNAMIC = "dynamic"
+    VARYING = "varying"
     ROUNDING = "rounding"
 
 

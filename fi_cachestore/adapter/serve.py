@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
-from fi_cachestore.adapter import cardinality, missing, reviewed
+from fi_cachestore.adapter import cardinality, missing, reviewed, trust
 from fi_cachestore.adapter import policy as policies
 from fi_cachestore.adapter.introspect import Call, RunnerView, device_of
+from fi_cachestore.adapter.missing import Withheld
 from fi_cachestore.adapter.state import AdapterState, Decision
 from fi_cachestore.adapter.tactics import find_in, is_default, is_plain_value, own_list, tactic_value
 from fi_cachestore.config import Mode
@@ -24,6 +25,7 @@ from fi_cachestore.keys.canonical import Value, encode
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.model import TuneKey
 from fi_cachestore.records.choosing import Candidate, Choice, preference
+from fi_cachestore.records.envelope import MissReason
 from fi_cachestore.records.record import DEFAULT_TACTIC, Record, TacticSpace
 from fi_cachestore.store.port import Hit
 
@@ -83,12 +85,29 @@ def choose(
         with tuner.memory_only():
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     decision = answer(tuner, described)
+    if decision.in_memory_because:
+        return in_memory(tuner, decision, op, runners, config, inputs, kwargs)
     is_in_memory = cardinality.stays_in_memory(state, state.current.session, op)
     if not decision.is_hit and (is_in_memory or any(attached.session.mode is Mode.EPHEMERAL for attached in state.attached)):
         with tuner.memory_only():  # what such a session tuned is in FlashInfer's memory
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     memo.keep(before, (decision.runner_index, decision.tactic), *asked)
     return runners[decision.runner_index], decision.tactic
+
+
+def in_memory(
+    tuner: CacheStoreTuner,
+    decision: Decision,
+    op: str,
+    runners: list[TunableRunner],
+    config: TuningConfig,
+    inputs: list[Any],
+    kwargs: Mapping[str, Any],
+) -> tuple[TunableRunner, Any]:
+    """Let FlashInfer answer a call whose records may not be believed."""
+    tuner.state.note_ephemeral(op, decision.in_memory_because)
+    with tuner.memory_only():
+        return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
 
 
 def communicates(tuner: CacheStoreTuner, op: str, runners: Sequence[TunableRunner]) -> bool:
@@ -148,10 +167,17 @@ def decide(tuner: CacheStoreTuner, described: Description) -> Decision:
     """Choose from the records of all runners, or what ranks settled; the default where none may be served."""
     cardinality.note(tuner.state, described)
     reviewed.note(tuner.state, described)
-    rows = [_record(tuner.state, described, index) for index in range(len(described.runners))]
+    communicating = communicates(tuner, described.op, described.runners)
+    views = [] if communicating else [described.view(0, index) for index in range(len(described.runners))]
+    if banned := next(filter(None, (trust.stays_in_memory(tuner.state, view) for view in views)), ""):
+        return Decision(0, DEFAULT_TACTIC, is_hit=False, in_memory_because=banned)
+    withheld: dict[int, Withheld] = {}
+    rows = [_record(tuner.state, described, index, withheld) for index in range(len(described.runners))]
+    if any(found.is_doubted for found in withheld.values()):
+        return Decision(0, DEFAULT_TACTIC, is_hit=False, in_memory_because=trust.UNVERIFIED)
     refused: list[Choice] = []
     decision = _chosen(tuner, described, rows, refused)
-    missing.note(tuner.state, described, rows, refused, is_covered=decision.is_hit)
+    missing.note(tuner.state, described, rows, refused, withheld, is_covered=decision.is_hit)
     return decision
 
 
@@ -162,9 +188,8 @@ def _chosen(tuner: CacheStoreTuner, described: Description, rows: Sequence[Recor
     for choice in preference(found):
         if settled is not None and settled != pair_of(choice.record.digest, encode(choice.tactic)):
             continue
-        view = described.view(0, choice.runner_index)
         if not any(attached.session.choices.is_refused(choice.record.digest, choice.tactic) for attached in tuner.state.attached):
-            usable, tactic = resolve(tuner, view, choice)
+            usable, tactic = resolve(tuner, described.view(0, choice.runner_index), choice)
             if usable:
                 return Decision(choice.runner_index, tactic, is_hit=True)
         session.recorder.add("refused_count")
@@ -184,14 +209,21 @@ def _settled(state: AdapterState, described: Description, rows: Sequence[Record 
     return next((pair for a in state.attached if (pair := a.session.choices.settled(tuple(call))) is not None), None)
 
 
-def _record(state: AdapterState, described: Description, runner_index: int) -> Record | None:
+def _record(state: AdapterState, described: Description, runner_index: int, withheld: dict[int, Withheld]) -> Record | None:
+    """Return the first record that may be served. The first one that may not be is noted in ``withheld``, by the runner."""
     for call_index, call in enumerate(described.calls):
-        for key in described.view(call_index, runner_index).keys(call.bucket(), serving=True):
+        view = described.view(call_index, runner_index)
+        for key in view.keys(call.bucket(), serving=True):
             if not isinstance(key, TuneKey):
                 break
             for attached in state.attached:
-                if isinstance(hit := attached.session.find(key.digest), Hit):
+                if not isinstance(hit := attached.session.find(key.digest), Hit):
+                    continue
+                if (reason := trust.why_not(state, attached.session, view, hit.entry)) is None:
                     return hit.entry
+                attached.session.recorder.miss(reason)
+                is_doubted = reason is MissReason.UNPROVEN and trust.is_doubted(state, attached.session, view, hit.entry)
+                withheld.setdefault(runner_index, Withheld(key, reason, is_doubted=is_doubted))
     return None
 
 
@@ -203,7 +235,7 @@ def resolve(tuner: CacheStoreTuner, view: RunnerView, choice: Choice) -> tuple[b
     blocklist = vars(tuner).get("_blocklist")
     if blocklist is not None and not blocklist.filter(view.call.op, view.runner, [tactic]):
         return False, None
-    if view.contract.checks_size and not _lists_the_same(view, choice.record):
+    if view.contract.checks_size and not _fits_size(tuner.state, view, choice.record):
         return False, None  # the default too: a runner that lists nothing cannot run this size
     if is_default(tactic):
         return True, tactic
@@ -224,6 +256,16 @@ def own_object(tuner: CacheStoreTuner, view: RunnerView, record: Record, value: 
         return True, find_in(tactics, value)
     except LookupError:
         return False, None
+
+
+def _fits_size(state: AdapterState, view: RunnerView, record: Record) -> bool:
+    """Whether a runner lists at the very size of a call what it listed at the bucket's. Asked once per very call, and counted."""
+    recorder = state.current.session.recorder
+    recorder.add("size_check_count")
+    if _lists_the_same(view, record):
+        return True
+    recorder.add("size_misfit_count")
+    return False
 
 
 def _lists_the_same(view: RunnerView, record: Record) -> bool:

@@ -143,6 +143,13 @@ def _without(value: Any, position: tuple[int, ...]) -> Any:
     return tuple(items)
 
 
+def at(value: Any, position: tuple[int, ...]) -> Any:
+    """Return what extras have at a position, ``None`` where they do not have it."""
+    for index in position:
+        value = value[index] if isinstance(value, tuple) and index < len(value) else None
+    return value
+
+
 def extras_on(runner: TunableRunner, inputs: Sequence[Any], shapes: Sequence[Sequence[int]], pointers: Mapping[int, int]) -> Extras:
     """Return the runner's extras on stand-ins of ``shapes`` for its tensor inputs. ``pointers`` has the addresses it may see."""
     if not has_extras(runner):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from fi_cachestore.adapter.introspect import Introspector
 from fi_cachestore.adapter.joining import Meeting
 from fi_cachestore.adapter.memo import Memo
 from fi_cachestore.adapter.orphans import OrphanWatch, device_at_hand
+from fi_cachestore.adapter.trust import Memory
 from fi_cachestore.config import Mode
 from fi_cachestore.coordination.port import Clock
 from fi_cachestore.environment.facets import Device
@@ -35,11 +36,15 @@ _MAX_REMEMBERED: Final = 65536
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer to one very call: a position in its list of runners and a tactic. ``is_hit`` is false for the default."""
+    """The answer to one very call: a position in its list of runners and a tactic. ``is_hit`` is false for the default.
+
+    ``in_memory_because`` is why FlashInfer answers such calls in its memory instead, empty where it does not.
+    """
 
     runner_index: int
     tactic: Any
     is_hit: bool
+    in_memory_because: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ class AdapterState:
         self.clock = clock
         self.frames = Frames()
         self.objects = OwnObjects()
+        self.trust = Memory()
         self.attached: tuple[Attached, ...] = ()
         self.aside: tuple[Attached, ...] = ()
         self.original = original
@@ -134,6 +140,15 @@ class AdapterState:
             )
         self._communicating |= ops
         self.forget()
+
+    def hold(self, quarantined: Mapping[str, str]) -> None:
+        """Have no session serve records of these schemas, now or later."""
+        for schema, why in quarantined.items():
+            self.trust.told[Digest(schema)] = why
+            for attached in (*self.attached, *self.aside):
+                attached.session.belief.hold(Digest(schema), why)
+        if quarantined:
+            self.forget()
 
     def communicates(self, op: str) -> bool:
         """Whether an op is known, or was named, as one whose runners communicate."""

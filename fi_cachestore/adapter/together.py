@@ -57,7 +57,8 @@ def see_to(
     except BoardLostError as error:
         group.lose(error)
         return False
-    tuner.state.remember_vote(step.key.digest for step in every)
+    records = [step.record for step in every if step.record is not None]
+    tuner.state.remember_vote([*(step.key.digest for step in every), *(record.digest for record in records)])
     return True
 
 

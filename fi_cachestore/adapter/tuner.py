@@ -12,8 +12,8 @@ from typing import Any
 
 from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
 
-from fi_cachestore.adapter import drive, pinned, serve
-from fi_cachestore.adapter.frames import Frame, MemoryOnly
+from fi_cachestore.adapter import drive, pinned, ranking, serve
+from fi_cachestore.adapter.frames import Frame, MemoryOnly, Trying
 from fi_cachestore.adapter.joining import timings_averaged_over
 from fi_cachestore.adapter.policy import from_rule, rule_fields
 from fi_cachestore.adapter.state import AdapterState
@@ -51,6 +51,7 @@ class CacheStoreTuner(AutoTuner):
         if (pin := self._fi_cachestore.current.pin) is not None:
             return pinned.choose(self, pin, custom_op, runners, tuning_config, inputs, kwargs)
         if self.is_tuning_mode:
+            self._note_reentry()
             return drive.choose(self, custom_op, runners, tuning_config, inputs, kwargs)
         return serve.choose(self, custom_op, runners, tuning_config, inputs, kwargs)
 
@@ -61,7 +62,8 @@ class CacheStoreTuner(AutoTuner):
         if (pin := self._fi_cachestore.current.pin) is not None and runners:
             return [pinned.choose(self, replace(pin, strict=False), custom_op, runners, tuning_config, inputs, kwargs)[1]]
         if k > 1 and len(runners) == 1 and self.is_tuning_mode and custom_op not in self._effective_skip_ops:
-            return drive.rank(self, custom_op, runners[0], tuning_config, inputs, kwargs, k)
+            self._note_reentry()
+            return ranking.rank(self, custom_op, runners[0], tuning_config, inputs, kwargs, k)
         return super().rank_tactics(custom_op, runners, tuning_config, inputs, k=k, **kwargs)  # a choice of one, by choose_one
 
     def clear_cache(self) -> None:
@@ -83,6 +85,7 @@ class CacheStoreTuner(AutoTuner):
     def _profile_single_kernel(
         self, runner: TunableRunner, inputs: list[Any], tactic: Any, tuning_config: TuningConfig, *args: Any, **kwargs: Any
     ) -> float:
+        self._note_reentry()
         frame = self._fi_cachestore.frames.top
         measure = super()._profile_single_kernel
         if isinstance(frame, Frame) and frame.trial is not None and frame.runner is runner:
@@ -140,6 +143,11 @@ class CacheStoreTuner(AutoTuner):
         tuning = self._fi_cachestore.tuning
         own: frozenset[str] = super()._effective_skip_ops
         return own if tuning is None else own | tuning.overrides.skip_ops
+
+    def _note_reentry(self) -> None:
+        """Remember that a runner that is being tried out asks the tuner: what it then lists comes from timing."""
+        if isinstance(top := self._fi_cachestore.frames.top, Trying):
+            top.is_reentered = True
 
     # -- for drive and serve ----------------------------------------------------------------------------------------------------
 
@@ -203,6 +211,13 @@ class CacheStoreTuner(AutoTuner):
                 yield
             finally:
                 vars(self).update(before)
+
+    @contextlib.contextmanager
+    def trying_out(self) -> Iterator[Trying]:
+        """Run a runner's code outside FlashInfer's loop, with no frame of a drive and no process group in its way; holds the lock."""
+        trying = Trying()
+        with self._lock, timings_averaged_over(None), self._fi_cachestore.frames.push(trying):
+            yield trying
 
     def _measuring_alone(self) -> contextlib.AbstractContextManager[None]:
         """Hide FlashInfer's process group among ranks: one of them measures, and there is nothing to average."""

@@ -9,17 +9,20 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import islice, product
+from itertools import combinations, islice, product
 from typing import Any, Final
 
 import torch
 
 from fi_cachestore.adapter.layout import RawTensor
 from fi_cachestore.adapter.sources import class_functions, release_of
-from fi_cachestore.keys.canonical import Named, Value
+from fi_cachestore.keys.canonical import Named, Value, encode
 
 MAX_READINGS: Final = 32
 """How many keys one call may have; the first is the one it is tuned under."""
+
+
+MAX_MIXED_DIMS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,46 @@ def _resolve(value: Any, picks: Iterator[int]) -> Any:
         case dict():
             return {name: _resolve(item, picks) for name, item in value.items()}
     return value
+
+
+def same_but(here: Value, there: Value, pairs: set[tuple[int, int]]) -> bool:
+    """Whether two values differ in nothing but numbers that are a pair of ``pairs``."""
+    if type(here) is int and type(there) is int and here != there:
+        return (here, there) in pairs
+    if isinstance(here, Named) and isinstance(there, Named):
+        return here.kind == there.kind and same_but(here.content, there.content, pairs)
+    if isinstance(here, tuple | list) and type(here) is type(there) and len(here) == len(there):
+        return all(same_but(a, b, pairs) for a, b in zip(here, there, strict=True))
+    return bytes_of(here) == bytes_of(there)
+
+
+def bytes_of(value: Any) -> bytes:
+    """Return canonical bytes of a value that may hold alternatives."""
+    return encode(frozen(value))
+
+
+def frozen(value: Any) -> Any:
+    """Return a value that may hold alternatives as one without."""
+    match value:
+        case Alternatives():
+            return Named("alternatives", tuple(frozen(option) for option in value.options))
+        case Named():
+            return Named(value.kind, frozen(value.content))
+        case tuple():
+            return tuple(map(frozen, value))
+        case list():
+            return [frozen(item) for item in value]
+        case dict():
+            return {name: frozen(item) for name, item in value.items()}
+    return value
+
+
+def subsets(dims: list[int]) -> list[tuple[int, ...]]:
+    """Return all of ``dims``, none of them, and (of few) every mixture."""
+    if len(dims) > MAX_MIXED_DIMS:
+        return [tuple(dims), ()]
+    subsets = [subset for count in range(len(dims) - 1, 0, -1) for subset in combinations(dims, count)]
+    return list(dict.fromkeys([tuple(dims), (), *subsets]))
 
 
 def raw_tensor(tensor: torch.Tensor) -> RawTensor | None:

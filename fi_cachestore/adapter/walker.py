@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -21,12 +20,9 @@ import torch
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
 from fi_cachestore.adapter.layout import readings, tensor_value
+from fi_cachestore.adapter.leftout import Parameter, absent, is_code, parameter
 from fi_cachestore.adapter.roles import Role, mutated_names, role_by_name
-from fi_cachestore.adapter.rounding import (
-    is_mapper,
-    known_rounding,
-    without_bucket_lists,
-)
+from fi_cachestore.adapter.rounding import is_mapper, known_rounding, without_bucket_lists
 from fi_cachestore.adapter.sources import (
     computed_defaults,
     implementation_digest,
@@ -46,19 +42,19 @@ from fi_cachestore.adapter.values import (
     one_of,
     raw_tensor,
     resource_kind,
+    subsets,
 )
 from fi_cachestore.errors import Gap, UnsupportedValueError
 from fi_cachestore.keys.canonical import MAX_DEPTH, MAX_ITEMS, Named, Value, encode
 from fi_cachestore.keys.digest import source_digest
 
 _MAX_WALK_DEPTH: Final = MAX_DEPTH // 2
-_MAX_MIXED_DIMS: Final = 2
 _NOT_ONE: Final = 0
 RolesFor = Callable[[TunableRunner], Mapping[str, Role]]
 
 
 class Walker:
-    """Walks the objects of one call. Collects gaps and the paths of what was left out; never raises for an object it does not know."""
+    """Walks the objects of one call. Collects gaps and every parameter it meets; never raises for an object it does not know."""
 
     def __init__(
         self, subject: str, contract_roles: RolesFor, dims: Mapping[int, Value], mappers: tuple[Callable[[int], int], ...] = ()
@@ -66,7 +62,7 @@ class Walker:
         """Know the contracts' roles of a runner, the symbols of raw dynamic sizes, and the call's own bucket mappers."""
         self.subject = subject
         self.gaps: list[Gap] = []
-        self.left_out: list[tuple[str, Role]] = []
+        self.met: list[Parameter] = []
         self.held_mappers: list[Callable[[int], int]] = []
         self._contract_roles = contract_roles
         self._dims = dims
@@ -156,7 +152,7 @@ class Walker:
             if role is None or role is Role.SEMANTIC:
                 rows.append((self.value(key, f"{path}.key"), self.value(item, where)))
             else:
-                self.left_out.append((where, role))
+                self.met.append(parameter(where, role, item))
         has_plain_keys = all(type(key) in (str, int, bool, float, bytes, type(None)) for key, _ in rows)
         plain: Value = dict(rows) if has_plain_keys else Named("pairs", tuple(sorted(rows, key=_key_bytes)))
         return plain if type(obj) is dict else Named("mapping", (type_name(type(obj)), plain))
@@ -168,7 +164,8 @@ class Walker:
             case torch.dtype():
                 return Named("dtype", str(obj))
             case torch.device():
-                return Named("device", obj.type)  # the index is placement
+                self.met.append(parameter(f"{path}.index", Role.PLACEMENT, obj.index))
+                return Named("device", obj.type)
             case torch.layout() | torch.memory_format():
                 return Named("torch", str(obj))
             case torch.Tensor():
@@ -183,7 +180,7 @@ class Walker:
             return None
         alike = {dim: self._dims[size] for dim, size in enumerate(raw.sizes) if size in self._dims}
         options = []
-        for chosen in _subsets(list(alike)):
+        for chosen in subsets(list(alike)):
             symbols = {dim: alike[dim] for dim in chosen}
             shape = [symbols.get(dim, size) for dim, size in enumerate(raw.sizes)]
             lasting = [_NOT_ONE if dim in symbols else size for dim, size in enumerate(raw.sizes)]  # 1 now, another size in other calls
@@ -251,9 +248,19 @@ class Walker:
         for owner in reversed(list(owners(cls, base))):
             for name, item in vars(owner).items():
                 found.pop(name, None)  # of a base, which this one hides
-                if not (name.startswith("__") or name in changed or role_by_name(name, item) is not None or not is_plain(item)):
-                    found[name] = self.value(item, f"{path}.{name}")
+                where = f"{path}.{name}"
+                role = self._class_role(where, name, item, changed)
+                if name.startswith("__") or is_code(item) or not (role or is_plain(item)):
+                    continue
+                self.met.append(parameter(where, role, item))
+                if role is None:
+                    found[name] = self.value(item, where)
         return found
+
+    def _class_role(self, where: str, name: str, item: object, changed: AbstractSet[str]) -> Role | None:
+        """Return why an attribute of a class is no part of the key, if so."""
+        role = Role.RESOURCE if name in changed else role_by_name(name, item) or self._contract_role(where)
+        return None if role is Role.SEMANTIC else role
 
     # -- objects ----------------------------------------------------------------------------------------------------------------
 
@@ -275,14 +282,15 @@ class Walker:
         """Return a runner's parameters: attributes, and of its class plain data (``class.``), closure cells and computed defaults."""
         cls = type(runner)
         roles = dict(self._contract_roles(runner))
-        for name in mutated_names(cls, TunableRunner):
-            roles.setdefault(name, Role.RESOURCE)
+        lazy = {name for name in mutated_names(cls, TunableRunner) if roles.setdefault(name, Role.RESOURCE) is not Role.SEMANTIC}
         self._scopes.append((f"{path}." if path else "", roles))
         self._on_path[id(runner)] = path or "runner"
         try:
-            found = self.parameters(attributes(runner), path)
-            data = self.class_data(cls, path, TunableRunner)
-            found |= {f"class.{name}": item for name, item in data.items() if roles.get(f"class.{name}") in (None, Role.SEMANTIC)}
+            held = attributes(runner)
+            found = self.parameters(held, path)
+            self.met += [absent(f"{path}.{name}" if path else name) for name in sorted(lazy - set(held))]
+            data = self.class_data(cls, f"{path}.class" if path else "class", TunableRunner)
+            found |= {f"class.{name}": item for name, item in data.items()}
             found |= self.parameters({f"defaults.{name}": item for name, item in computed_defaults(cls, TunableRunner).items()}, path)
             return found | self.parameters({f"closure.{name}": item for name, item in method_cells(cls, TunableRunner)}, path)
         finally:
@@ -302,13 +310,12 @@ class Walker:
         for name, item in items.items():
             where = f"{path}.{name}" if path else name
             role = self._role(where, name, item)
+            self.met.append(parameter(where, role, item))
             if role is Role.ROUNDING and callable(item):
                 self.held_mappers.append(item)
                 found[name] = self.rounding(item, where)
             elif role in (None, Role.SEMANTIC, Role.ROUNDING):
                 found[name] = self.value(item, where)
-            else:
-                self.left_out.append((where, role))
         return found
 
     def _role(self, where: str, name: str, item: object) -> Role | None:
@@ -339,11 +346,3 @@ class Walker:
 
 def _key_bytes(row: Any) -> bytes:
     return encode(row[0])
-
-
-def _subsets(dims: list[int]) -> list[tuple[int, ...]]:
-    """Return all of ``dims``, none of them, and (of few) every mixture."""
-    if len(dims) > _MAX_MIXED_DIMS:
-        return [tuple(dims), ()]
-    subsets = [subset for count in range(len(dims) - 1, 0, -1) for subset in itertools.combinations(dims, count)]
-    return list(dict.fromkeys([tuple(dims), (), *subsets]))

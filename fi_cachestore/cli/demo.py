@@ -48,7 +48,10 @@ class DemoFailedError(CacheStoreError):
 @root_option
 @json_option
 def demo_command(root: Path | None, *, as_json: bool) -> None:
-    """Show the whole thing at work: tune, restart, four processes, four ranks, and a key that collides. About a minute on two cores."""
+    """Show the whole thing at work: tune, restart, four processes, four ranks, a key that collides, one that is caught.
+
+    About a minute and a half on two cores.
+    """
     with _directory(root) as base:
         result = _run(base, quiet=as_json)
         if as_json:
@@ -83,7 +86,7 @@ def _run(base: Path, *, quiet: bool) -> dict[str, Any]:
     note(f"   profiles measured by each: {counts}, {sum(counts)} in total; one process alone measured {cold['profile_count']}")
     _require("four processes", sum(counts) == cold["profile_count"], f"{sum(counts)} profiles measured")
     result = {"cold": cold, "warm": warm, "served": served, "four": four, "ranks": _ranks(base, cold["profile_count"])}
-    result |= {"collision": _collision(base), "gpu": _gpu(base)}
+    result |= {"collision": _collision(base), "quarantine": _quarantine(base), "gpu": _gpu(base)}
     _title("What the store holds now (fi-cachestore ls)")
     if not quiet:
         subprocess.run([sys.executable, "-m", "fi_cachestore.cli.main", "ls", "--root", str(store)], check=True)
@@ -150,12 +153,30 @@ def _state_setting(base: Path) -> str:
     return f"FI_CACHESTORE_STATE_DIR={base / 'state'}"
 
 
+def _quarantine(base: Path) -> dict[str, Any]:
+    _title("8. A contract that leaves the layout out of the key by mistake: process A tunes 8x4, process B asks for 128x4")
+    first = _one("mistaken", base / "mistaken", "8x4")
+    second = _one("mistaken", base / "mistaken", "128x4")
+    note(f"   A tuned {first['profile_count']} profiles and runs tactic {first['tactic']}")
+    _require("quarantine", first["profile_count"] > 0 and len(second["quarantined"]) == 1, f"B quarantines {second['quarantined']}")
+    [(schema, why)] = second["quarantined"].items()
+    note(f"   B has the same keys, tries {second['verified_count']} record before it believes any, and finds: {why}")
+    note(f"   key schema {schema[:12]} is quarantined; B tunes in memory, runs tactic {second['tactic']}, and the result is right")
+    right = second["verified_count"] == 1 and second["tactic"] % 2 == 0 and second["profile_count"] == 0
+    _require("quarantine", right, f"B runs tactic {second['tactic']}, published {second['profile_count']}")
+    again = _one("mistaken", base / "mistaken", "8x4")
+    note(f"   A starts again: served by nobody, {again['measurement_count']} timings of its own, in memory; tactic {again['tactic']}")
+    alone = list(again["quarantined"]) == [schema] and again["measurement_count"] > 0 and again["tactic"] % 2 == 1
+    _require("quarantine", alone, f"A measures {again['measurement_count']}")
+    return {"first": first, "second": second, "again": again}
+
+
 def _gpu(base: Path) -> dict[str, Any] | None:
     import torch
 
     if not torch.cuda.is_available():
         return None
-    _title("8. flashinfer.bmm_fp8 on this GPU, each backend; kernels are compiled first")
+    _title("9. flashinfer.bmm_fp8 on this GPU, each backend; kernels are compiled first")
     cold, warm = _one("gpu", base / "gpu"), _one("gpu", base / "gpu")
     note(
         f"   cold: profiles {cold['profile_counts']} in {cold['seconds']:.1f} s; warm: {warm['profile_counts']} in {warm['seconds']:.1f} s"

@@ -135,6 +135,28 @@ def one_layout(root: str, *, use_8x4_sf_layout: bool, is_tuning: bool) -> dict[s
     return {"digest": key.digest, "key": key.canonical.hex(), "tactic": tactic, "error": error}
 
 
+def mistaken(root: str, *, use_8x4_sf_layout: bool) -> dict[str, Any]:
+    """Tune one layout under a contract that leaves the layout out of the key, and run what comes of it."""
+    rows, columns, depth = SHAPES[0]
+    runner = gemm.ReferenceGemmRunner(use_8x4_sf_layout=use_8x4_sf_layout)
+    inputs = gemm.make_inputs(rows, columns, depth, use_8x4_sf_layout=use_8x4_sf_layout)
+    config = gemm.tuning_config(use_8x4_sf_layout=use_8x4_sf_layout)
+    contract = gemm.mistaken_contract()
+    with cpu_timing() as measured, fi_cachestore.autotune(root=root) as session:
+        AutoTuner.get().state.introspector.contracts[contract.type] = contract
+        _, tactic = AutoTuner.get().choose_one(gemm.OP, [runner], config, inputs)
+        result = runner(inputs, tactic=tactic)
+    torch.testing.assert_close(result.double(), gemm.plain_result(inputs, use_8x4_sf_layout=use_8x4_sf_layout), rtol=1e-4, atol=1e-4)
+    report = session.report()
+    return {
+        "tactic": tactic,
+        "measurement_count": len(measured),
+        "profile_count": report.tuned_count,
+        "verified_count": report.verified_count,
+        "quarantined": report.quarantined,
+    }
+
+
 def gpu(root: str) -> dict[str, Any]:
     """Tune ``flashinfer.bmm_fp8`` with each backend on the GPU."""
     import flashinfer
@@ -178,6 +200,7 @@ def main(arguments: list[str]) -> None:
         "serve": lambda: serve(root),
         "gpu": lambda: gpu(root),
         "old-key": lambda: old_key(root, **two),
+        "mistaken": lambda: mistaken(root, use_8x4_sf_layout=two["use_8x4_sf_layout"]),
         "one-layout": lambda: one_layout(root, **two),
         "rank": lambda: rank_of_job(root, int(rest[0]), is_killed=rest[1:] == ["killed"]),
     }

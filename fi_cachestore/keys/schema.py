@@ -86,6 +86,17 @@ def left_out_digest(values: LeftOut) -> Digest:
     return left_out_digest_of(b"".join(encode((path, values[path])) for path in sorted(values)))
 
 
+def joint(these: LeftOut, those: LeftOut) -> LeftOut:
+    """Return the values of two processes as one: equal ones as they are, others as a pair. The order of the two is irrelevant."""
+    if these == those:
+        return these
+    found: dict[str, Digest] = {}
+    for path in sorted({*these, *those}):
+        pair = sorted((these.get(path, ""), those.get(path, "")))
+        found[path] = Digest(pair[0]) if pair[0] == pair[1] else left_out_digest_of(encode(tuple(pair)))
+    return found
+
+
 def is_left_out(value: object) -> bool:
     """Whether a stored value is a ``LeftOut``."""
     return type(value) is dict and all(type(path) is str and type(digest) is str and is_digest(digest) for path, digest in value.items())

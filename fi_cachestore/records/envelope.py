@@ -39,6 +39,9 @@ class MissReason(StrEnum):
     FOREIGN = "foreign"
     UNREADABLE = "unreadable"
     FUTURE_FORMAT = "future-format"
+    UNPROVEN = "unproven"
+    QUARANTINED = "quarantined"
+    REFUSED = "refused"
 
 
 def seal(value: Value) -> bytes:

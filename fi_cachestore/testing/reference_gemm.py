@@ -13,6 +13,10 @@ from typing import Any, Final
 import torch
 from flashinfer.autotuner import ConstraintSpec, DynamicTensorSpec, OptimizationProfile, TunableRunner, TuningConfig
 
+from fi_cachestore.adapter.contracts import Contract
+from fi_cachestore.adapter.roles import Role
+from fi_cachestore.adapter.sources import implementation_digest, type_name
+
 try:
     from flashinfer.autotuner import make_bucket_mapper
 except ImportError:  # FlashInfer before 0.6.14
@@ -102,6 +106,13 @@ def tuning_config(*, use_8x4_sf_layout: bool, buckets: tuple[int, ...] = (8, 32,
         dynamic_tensor_specs=(DynamicTensorSpec((0,), (0,), buckets, make_bucket_mapper(buckets)),),
         constraint_specs=(ConstraintSpec(2, 0, numel), ConstraintSpec(4, 0, lambda shapes: shapes[0][0])),
     )
+
+
+def mistaken_contract() -> Contract:
+    """Return a contract as a careless reviewer might write it: it calls the layout a value that selects no kernel."""
+    digest = implementation_digest(ReferenceGemmRunner, TunableRunner)
+    roles = {"_use_8x4_sf_layout": Role.DYNAMIC}
+    return Contract(type=type_name(ReferenceGemmRunner), fingerprint=(digest or "")[:16], roles=roles, backends=())
 
 
 def make_inputs(rows: int, columns: int, depth: int, *, use_8x4_sf_layout: bool, seed: int = 0) -> list[torch.Tensor]:

@@ -63,6 +63,7 @@ class Ledger:
         self._refusals: dict[Digest, dict[Digest, VerdictFolder]] | None = None
         self._held: dict[Digest, str] = {}
         self._agreed: dict[Digest, set[Digest]] = {}
+        self._asked: dict[tuple[Digest, Digest], None] = {}
         self._refused: set[tuple[Digest, Digest]] = set()
         self._damaged: Counter[str] = Counter()
         self._warned: set[str] = set()
@@ -80,6 +81,8 @@ class Ledger:
             if len(known.standings) >= _MAX_REMEMBERED:
                 known.standings.clear()
             found = known.standings[left_out] = self._weigh(schema, known, left_out)
+            if len(self._asked) < _MAX_REMEMBERED:
+                self._asked[schema, left_out] = None
         return found
 
     def banned_because(self, schema: Digest) -> str:
@@ -177,6 +180,23 @@ class Ledger:
         reason, detail = contradiction.reason.value, contradiction.detail
         self.hold(schema.digest, f"{reason} ({detail})")
         self._store(Quarantine(schema.digest, schema, reason, detail, writer, reader, Sample(record.space, seen), unix_ns))
+
+    def validated(self) -> Iterator[tuple[Digest, Digest]]:
+        """Yield the schemas and left-out values that were asked for here and are validated, for processes that join this one."""
+        with self._lock:
+            asked = list(self._asked)
+        yield from (row for row in asked if self.standing(*row) is Standing.VALIDATED)
+
+    def agreed(self) -> Iterator[tuple[Digest, Digest]]:
+        """Yield the schemas and left-out values that this process has verified, or was told."""
+        with self._lock:
+            yield from [(schema, values) for schema, found in self._agreed.items() for values in found]
+
+    def take_in(self, schema: Digest, left_out: Digest) -> None:
+        """Believe what another rank has verified, in this process only; a quarantine that is known here still counts."""
+        with self._lock:
+            self._agreed.setdefault(schema, set()).add(left_out)
+            self._known(schema).standings.pop(left_out, None)
 
     def hold(self, schema: Digest, why: str) -> None:
         """Ban a schema in this process only: another rank has seen a contradiction."""

@@ -11,6 +11,7 @@ import pytest
 from flashinfer.autotuner import AutoTuner
 
 import fi_cachestore
+from tests.adapter.believing import believe
 from tests.adapter.cases import CASES, Case
 from tests.adapter.processes import fresh
 from tests.adapter.runners import BUCKETS, PlainRunner, config, matrix, timed
@@ -47,10 +48,12 @@ def test_the_pair_has_two_digests(name):
 @pytest.mark.parametrize("name", CASES)
 def test_neither_is_served_the_others_tactic_after_a_restart(tmp_path, name):
     first = fresh(tune, tmp_path, name, 0)
+    believe(tmp_path)
     assert first["tactic"] != -1
     assert fresh(serve, tmp_path, name, 1) == -1
     assert fresh(serve, tmp_path, name, 0) == first["tactic"]
     second = fresh(tune, tmp_path, name, 1)
+    believe(tmp_path)
     assert second["tuned"] == 3
     assert second["tactic"] != first["tactic"]
     assert fresh(serve, tmp_path, name, 0) == first["tactic"]

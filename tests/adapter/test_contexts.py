@@ -22,6 +22,7 @@ from fi_cachestore.environment.facets import Role
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.environment.probes import CPU_PROBES, Probe
 from fi_cachestore.errors import ConfigError, UnsupportedFlashInferError
+from tests.adapter.believing import believe
 from tests.adapter.processes import fresh
 from tests.adapter.runners import PlainRunner, choose, config, matrix, no_measurement, timed
 
@@ -272,6 +273,7 @@ def serve_attached(root):
 def test_an_exception_in_the_block_loses_nothing(tmp_path):
     assert fresh(broken_block, tmp_path) == (0, 2)
     assert stored_count(tmp_path) == 3
+    believe(tmp_path)
     assert fresh(serve_attached, tmp_path) == (0, 2)  # the rule was kept too
 
 
@@ -317,6 +319,7 @@ def test_replay_never_tunes_and_never_writes(tmp_path):
     assert fresh(in_mode, tmp_path / "root", "replay") == (0, (0, -1), (0, -1), (0, 0), True, [])
     assert not (tmp_path / "root").exists()
     fresh(in_mode, tmp_path / "root", "auto")
+    believe(tmp_path / "root")
     assert fresh(in_mode, tmp_path / "root", "replay")[:3] == (0, (0, 2), (0, 2))
 
 
@@ -358,6 +361,7 @@ def without_tuning(root):
 def test_tune_mode_false_measures_nothing(tmp_path):
     assert fresh(without_tuning, tmp_path) == (0, -1)
     fresh(in_mode, tmp_path, "auto")
+    believe(tmp_path)
     assert fresh(without_tuning, tmp_path) == (0, 2)
 
 
@@ -495,6 +499,7 @@ def test_skipped_ops_are_neither_tuned_nor_served_inside(tmp_path):
     assert fresh(skipping, tmp_path, skip_ops={"a"}) == expected
     assert fresh(skipping, tmp_path, skip_ops="a") == (0, *expected[1:])
     assert fresh(skipping, tmp_path)[-1] == (0, 2)
+    believe(tmp_path)
     recorded = (0, (0, -1), *expected[2:-1], (0, 2))  # what a record answers is skipped inside like everything else
     measured, inside, inner, threads, after = fresh(skipping, tmp_path, skip_ops={"a"})
     assert (measured, inside[0], inner, threads, after) == recorded
@@ -526,7 +531,8 @@ def test_clearing_flashinfers_cache_keeps_the_records(tmp_path):
 def clear_after_others(root, theirs):
     fi_cachestore.attach(root=root)
     missed = tune()
-    shutil.copytree(theirs / "objects", root / "objects")
+    for folder in ("objects", "verdicts"):
+        shutil.copytree(theirs / folder, root / folder)
     still = tune()
     AutoTuner.get().clear_cache()
     return missed, still, tune()
@@ -534,6 +540,7 @@ def clear_after_others(root, theirs):
 
 def test_clearing_flashinfers_cache_forgets_misses_too(tmp_path):
     fresh(clear, tmp_path / "theirs")
+    believe(tmp_path / "theirs")
     assert fresh(clear_after_others, tmp_path / "ours", tmp_path / "theirs") == ((0, -1), (0, -1), (0, 2))
 
 

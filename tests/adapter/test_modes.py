@@ -11,6 +11,7 @@ from fi_cachestore.store.bundle import write_bundle
 from fi_cachestore.store.fsck import verify
 from fi_cachestore.store.layers import ReadOnly
 from fi_cachestore.store.roots import packed_reader
+from tests.adapter.believing import believe
 from tests.adapter.processes import fresh
 from tests.adapter.runners import PlainRunner, choose, config, matrix, no_measurement, timed
 from tests.adapter.test_sizes import with_contract
@@ -75,6 +76,7 @@ def test_a_refresh_measures_everything_and_keeps_what_is_better(tmp_path, today,
     assert (tactic, measured_count, report["renewed_count"], report["hit_count"]) == (served, 12, renewed, 0)
     after = tree(tmp_path / "objects")
     assert before.items() <= after.items()
+    believe(tmp_path)
     assert fresh(serve, tmp_path) == served
     assert verify(tmp_path).findings == ()
 
@@ -84,12 +86,14 @@ def test_refreshes_follow_each_other(tmp_path):
     for best in (1, 2, 0, 2):
         today = {-1: 9.0, 0: 5.0, 1: 5.0, 2: 5.0, best: 1.0}
         assert fresh(tune, tmp_path, today, "refresh")[0] == best
+        believe(tmp_path)
         assert fresh(serve, tmp_path) == best
 
 
 def test_a_refresh_of_an_empty_root_tunes_it(tmp_path):
     tactic, measured_count, report = fresh(tune, tmp_path, OLD, "refresh")
     assert (tactic, measured_count, report["tuned_count"], report["renewed_count"]) == (0, 12, 3, 0)
+    believe(tmp_path)
     assert fresh(serve, tmp_path) == 0
 
 
@@ -104,6 +108,7 @@ def pinned(tmp_path):
     digest = bundle(root, out)
     fresh(tune, root, {-1: 9.0, 0: 5.0, 1: 1.0, 2: 5.0}, "refresh")
     fresh(tune, root, OLD, op="later")
+    believe(root)
     return root, out, digest
 
 

@@ -15,6 +15,7 @@ from fi_cachestore.store.packing import WORTHWHILE_COUNT
 from fi_cachestore.testing.samples import sample_record
 from tests.store.packs import loose_files, make_pack, pack, pack_files
 
+from .believing import believe
 from .processes import fresh
 from .runners import PlainRunner, timed
 
@@ -104,6 +105,7 @@ def events_of(root, *, preload=False, calls=1):
 
 def test_attaching_starts_no_process(tmp_path):
     fresh(tuned, tmp_path)
+    believe(tmp_path)
     found = fresh(events_of, tmp_path)
     assert [event for event in found if event.startswith(SPAWNING)] == []
     assert "open" in found  # the hook is at work
@@ -111,6 +113,7 @@ def test_attaching_starts_no_process(tmp_path):
 
 def test_attaching_costs_the_same_at_any_size(tmp_path):
     fresh(tuned, tmp_path)
+    believe(tmp_path)
     few = fresh(events_of, tmp_path)
     make_pack(tmp_path, [sample_record(number) for number in range(3000)], sequence=9)
     assert len(pack_files(tmp_path)) == 2
@@ -161,11 +164,13 @@ def decoded_count(root, *, preload):
 
 def test_nothing_is_decoded_that_is_not_asked_for(tmp_path):
     fresh(tuned, tmp_path)
+    believe(tmp_path)
     assert fresh(decoded_count, tmp_path, preload=False) == (0, 1)
 
 
 def test_preload_reads_everything_at_once_and_nothing_later(tmp_path):
     fresh(tuned, tmp_path)
+    believe(tmp_path)
     open_store(tmp_path).publish(sample_record(1))
     assert fresh(decoded_count, tmp_path, preload=True) == (len(SIZES) + 1, len(SIZES) + 1)
     assert fresh(attached, tmp_path, preload=True) == ([2] * len(SIZES), 0)
@@ -183,6 +188,7 @@ def preloaded_and_emptied(root):
 
 def test_what_was_preloaded_needs_no_files(tmp_path):
     fresh(tuned, tmp_path)
+    believe(tmp_path)
     assert fresh(preloaded_and_emptied, tmp_path) == [2] * len(SIZES)
 
 

@@ -14,6 +14,7 @@ import fi_cachestore
 from fi_cachestore.adapter import attach as attach_module
 from fi_cachestore.adapter.contracts import Contract, flashinfer_contracts
 from fi_cachestore.adapter.sources import implementation_digest, type_name
+from tests.adapter.believing import believe
 from tests.adapter.processes import fresh
 from tests.adapter.runners import BUCKETS, PlainRunner, choose, config, matrix, no_measurement, timed, with_output
 
@@ -76,6 +77,7 @@ def test_one_rule_inside_after_in_a_thread_and_in_a_fresh_process(tmp_path, over
     expected = {size: rule(size) for size in SIZES}
     inside, after, elsewhere = fresh(tune_with, tmp_path, **overrides)
     assert inside == after == elsewhere == expected
+    believe(tmp_path)
     assert fresh(attach_and_serve, tmp_path) == expected
 
 
@@ -88,6 +90,7 @@ def tune_in_inner_context(root, **overrides):
 def test_the_rule_of_an_inner_context_of_flashinfer_stays_in_force(tmp_path):
     expected = {size: ceil(size, (32, 512)) for size in SIZES}
     assert fresh(tune_in_inner_context, tmp_path, tuning_buckets=(32, 512), round_up=True) == expected
+    believe(tmp_path)
     assert fresh(attach_and_serve, tmp_path) == expected
 
 
@@ -102,6 +105,7 @@ def two_rounds(root):
 def test_two_rounds_with_different_buckets_cover_one_range(tmp_path):
     expected = {size: ceil(size, (1, 8, 32, 256, 1024)) for size in SIZES}
     assert fresh(two_rounds, tmp_path) == expected
+    believe(tmp_path)
     assert fresh(attach_and_serve, tmp_path) == expected
 
 
@@ -113,6 +117,7 @@ def tune_other_model(root):
 def test_another_engine_on_the_same_root_does_not_hide_the_rule(tmp_path):
     fresh(tune_with, tmp_path, tuning_buckets=(32, 512), round_up=True)
     fresh(tune_other_model, tmp_path)
+    believe(tmp_path)
     assert fresh(attach_and_serve, tmp_path) == {size: ceil(size, (32, 512)) for size in SIZES}
 
 
@@ -125,6 +130,7 @@ def attach_both(root):
 def test_the_rules_of_every_attached_root_are_tried(tmp_path):
     fresh(tune_with, tmp_path / "target", tuning_buckets=(32, 512), round_up=True)
     fresh(tune_other_model, tmp_path / "draft")
+    believe(tmp_path / "target", tmp_path / "draft")
     assert fresh(attach_both, tmp_path) == ({size: ceil(size, (32, 512)) for size in SIZES}, 7)
 
 
@@ -138,6 +144,7 @@ def test_what_a_killed_process_left_is_found_under_each_ops_own_buckets(tmp_path
     with pytest.raises(ChildProcessError, match="-9"):
         fresh(tune_and_die, tmp_path)
     fresh(tune_other_model, tmp_path)
+    believe(tmp_path)
     assert fresh(attach_and_serve, tmp_path) == {size: floor(size) for size in SIZES}
 
 
@@ -199,6 +206,7 @@ def inner_policy(root):
 def test_the_policy_of_an_inner_context_stays_in_force(tmp_path):
     expected = {size: floor(size) for size in SIZES}
     assert fresh(inner_policy, tmp_path) == expected
+    believe(tmp_path)
     assert fresh(attach_and_serve, tmp_path) == expected
 
 
@@ -284,6 +292,7 @@ def serve_extras(root, runner_class):
 
 def test_extras_with_the_raw_dim_are_served_at_every_size(tmp_path):
     assert fresh(tune_extras, tmp_path, LeakyRunner) == (9, [])
+    believe(tmp_path)
     assert fresh(serve_extras, tmp_path, LeakyRunner) == {size: floor(size) for size in SIZES}
     assert fresh(tune_extras, tmp_path, LeakyRunner) == (0, [])
 
@@ -291,6 +300,7 @@ def test_extras_with_the_raw_dim_are_served_at_every_size(tmp_path):
 @pytest.mark.parametrize("runner_class", [BranchingRunner, NumberingRunner])
 def test_extras_that_tell_a_size_from_its_bucket_are_a_miss_there(tmp_path, runner_class):
     fresh(tune_extras, tmp_path, runner_class)
+    believe(tmp_path)
     served = fresh(serve_extras, tmp_path, runner_class)
     assert served == {size: floor(size) if (size > 20) == (floor(size) > 20) else -1 for size in SIZES}
     assert -1 in served.values()
@@ -315,6 +325,7 @@ def test_a_profile_whose_extras_cannot_be_known_is_left_alone_and_costs_no_other
     assert fresh(tune_extras, tmp_path, PeekingAboveRunner)[0] == 6
     store = fi_cachestore.open_store(tmp_path)
     assert sorted(store.get(digest).entry.key.profile[0]["bucket"] for digest in store) == [16, 64]
+    believe(tmp_path)
     assert fresh(serve_extras, tmp_path, PeekingAboveRunner) == {size: floor(size) if size < 200 else -1 for size in SIZES}
 
 
@@ -358,23 +369,32 @@ def with_contract(monkeypatch_target, runner_class, **terms):
     monkeypatch_target.flashinfer_contracts = lambda: {**flashinfer_contracts(), contract.type: contract}
 
 
-def tune_per_size(root):
-    with_contract(attach_module, PerSizeListRunner, checks_size=True)
-    with timed(), fi_cachestore.autotune(root=root):
+def tune_per_size(root, *, has_contract):
+    if has_contract:
+        with_contract(attach_module, PerSizeListRunner, checks_size=True)
+    with timed() as measured, fi_cachestore.autotune(root=root):
         choose("per size", [PerSizeListRunner()], [matrix(64)])
+    return len(measured)
 
 
 def serve_per_size(root, *, has_contract):
     if has_contract:
         with_contract(attach_module, PerSizeListRunner, checks_size=True)
-    fi_cachestore.attach(root=root)
-    return {size: choose("per size", [PerSizeListRunner()], [matrix(size)])[1] for size in (16, 17, 64, 65, 100, 101)}
+    session = fi_cachestore.attach(root=root)
+    served = {size: choose("per size", [PerSizeListRunner()], [matrix(size)])[1] for size in (16, 17, 64, 65, 100, 101, 17, 64)}
+    report = session.report()
+    return served, (report.size_check_count, report.size_misfit_count)
 
 
 def test_lists_made_per_size_are_served_only_where_they_are_the_recorded_one(tmp_path):
-    fresh(tune_per_size, tmp_path)
-    assert fresh(serve_per_size, tmp_path, has_contract=True) == {16: 2, 17: -1, 64: 2, 65: -1, 100: 2, 101: -1}
-    assert fresh(serve_per_size, tmp_path, has_contract=False) == dict.fromkeys((16, 17, 64, 65, 100, 101), 2)
+    fresh(tune_per_size, tmp_path, has_contract=True)
+    believe(tmp_path)
+    served, counts = fresh(serve_per_size, tmp_path, has_contract=True)
+    assert served == {16: 2, 17: -1, 64: 2, 65: -1, 100: 2, 101: -1}
+    assert counts[1] == 3 * 4, "every tactic of the record, at each of three sizes, once"
+    assert counts[0] == 3 + 3 * 4
+    assert fresh(tune_per_size, tmp_path, has_contract=False) == 0
+    assert fresh(serve_per_size, tmp_path, has_contract=False) == (dict.fromkeys((16, 17, 64, 65, 100, 101), 2), (0, 0))
 
 
 class EquallyLongListRunner(PlainRunner):
@@ -425,6 +445,7 @@ def serve_workspace(root):
 
 def test_a_default_that_won_is_not_served_where_its_runner_lists_nothing(tmp_path):
     fresh(tune_workspace, tmp_path)
+    believe(tmp_path)
     assert fresh(serve_workspace, tmp_path) == {64: (1, -1), 100: (1, -1), 101: (0, 2), 255: (0, 2)}
 
 
@@ -489,12 +510,14 @@ def serve_mapper(root, buckets=None):
 @pytest.mark.parametrize("overrides", [{}, {"tuning_buckets": (32, 512), "round_up": True}], ids=["own", "buckets"])
 def test_a_runner_that_rounds_for_itself_is_served_where_it_agrees(tmp_path, overrides):
     fresh(tune_mapper, tmp_path, **overrides)
+    believe(tmp_path)
     rule = (lambda size: ceil(size, (32, 512))) if overrides else floor
     assert fresh(serve_mapper, tmp_path) == {size: rule(size) for size in SIZES}
 
 
 def test_a_runner_that_rounds_elsewhere_is_not_served(tmp_path):
     fresh(tune_mapper, tmp_path)
+    believe(tmp_path)
     served = fresh(serve_mapper, tmp_path, (8, 64, 256))
     assert served == {size: floor(size) if floor(size) == floor(size, (8, 64, 256)) else -1 for size in SIZES}
     assert -1 in served.values()
@@ -596,6 +619,7 @@ def serve_states(root):
 
 def test_filled_attributes_dynamic_arguments_and_column_major_scales_hit_after_a_restart(tmp_path):
     assert fresh(tune_states, tmp_path, 100) == 12
+    believe(tmp_path)
     assert set(fresh(serve_states, tmp_path).values()) == {2}
     assert fresh(tune_states, tmp_path, 1) == 0
     assert fresh(tune_states, tmp_path, 16) == 0

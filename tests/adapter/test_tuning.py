@@ -24,6 +24,7 @@ from fi_cachestore.coordination.files import FileCoordinator
 from fi_cachestore.coordination.port import Busy, SystemClock
 from fi_cachestore.records.choosing import Candidate, preference
 from fi_cachestore.records.record import TacticSpace
+from tests.adapter.believing import believe
 from tests.adapter.processes import CONTEXT, Fresh, fresh
 from tests.adapter.runners import TACTICS, Kind, PlainRunner, TacticRunner, Tile, choose, config, matrix, timed
 from tests.adapter.test_sizes import with_contract
@@ -230,9 +231,9 @@ def serve_tactic(root, kind):
 @pytest.mark.parametrize("kind", TACTICS)
 def test_tactics_come_back_equal_and_of_the_runners_own_type(tmp_path, kind):
     assert fresh(tune_tactic, tmp_path, kind) == 3
+    assert fresh(tune_tactic, tmp_path, kind) == 0
     equal, text = fresh(serve_tactic, tmp_path, kind)
     assert equal, text
-    assert fresh(tune_tactic, tmp_path, kind) == 0
 
 
 def test_a_tactic_is_found_by_its_bytes_wherever_it_stands():
@@ -274,6 +275,7 @@ def serve_changed(root):
 
 def test_an_object_that_the_runner_no_longer_lists_is_not_served(tmp_path):
     fresh(tune_changed, tmp_path)
+    believe(tmp_path)
     assert fresh(serve_changed, tmp_path) == ((0, 0), 1)  # the next best of the record, which is plain data
 
 
@@ -287,6 +289,7 @@ def rank_changed(root, *, offers):
 @has_ranking
 def test_a_ranking_leaves_out_what_the_runner_no_longer_lists(tmp_path):
     assert fresh(rank_changed, tmp_path, offers=True) == ([Kind.FAST, 0], 2)
+    believe(tmp_path)
     assert fresh(rank_changed, tmp_path, offers=True) == ([Kind.FAST, 0], 0)
     assert fresh(rank_changed, tmp_path, offers=False) == ([0], 0)
 
@@ -617,6 +620,7 @@ def test_a_ranking_of_a_collective_op_is_left_to_flashinfer(tmp_path):
 
 def test_a_collective_op_is_not_served_alone(tmp_path):
     assert fresh(tune_collective, tmp_path, is_collective=False)[0] == 2 * 3 * 4
+    believe(tmp_path)
     assert fresh(serve_collective, tmp_path, is_collective=False) == (0, 2)
     assert fresh(serve_collective, tmp_path, is_collective=True) == (0, -1)
 
@@ -800,6 +804,7 @@ def rank_replayed(root):
 def test_a_ranking_in_replay_is_served_and_never_measured(tmp_path):
     assert fresh(rank_replayed, tmp_path) == ([-1], 0)
     fresh(rank, tmp_path, 2)
+    believe(tmp_path)
     assert fresh(rank_replayed, tmp_path) == ([2], 0)
 
 

@@ -23,3 +23,10 @@ def test_the_demo_shows_what_it_says(tmp_path):
         "the runner is configured otherwise (params._use_8x4_sf_layout: stored True, asked False): tune with this configuration"
     ]
     assert -1 not in document["served"].values()
+    caught = document["quarantine"]
+    assert caught["first"]["tactic"] % 2 == caught["again"]["tactic"] % 2 == 1, "8x4"
+    assert caught["second"]["tactic"] % 2 == 0, "128x4"
+    [why] = caught["second"]["quarantined"].values()
+    assert "another tactic list" in why
+    assert caught["second"]["quarantined"].keys() == caught["again"]["quarantined"].keys()
+    assert caught["second"]["profile_count"] == caught["again"]["profile_count"] == 0

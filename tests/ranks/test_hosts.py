@@ -11,8 +11,9 @@ from fi_cachestore.records.record import Measurement
 from fi_cachestore.store.fsck import verify
 from fi_cachestore.store.port import Hit
 from fi_cachestore.testing.cpu_timing import cpu_timing
+from tests.adapter.believing import believe
 from tests.ranks.job import job
-from tests.ranks.runners import MEASURED_PER_PROFILE, PROFILE_COUNT, Backend, Expert, Other, answer, noisy, tune, tune_in_turn
+from tests.ranks.runners import MEASURED_PER_PROFILE, PROFILE_COUNT, Backend, Other, Sharp, Short, answer, noisy, tune, tune_in_turn
 
 PER_RUNNER = PROFILE_COUNT * MEASURED_PER_PROFILE
 
@@ -123,17 +124,19 @@ def test_records_of_both_backends_on_one_rank_and_of_one_on_the_other(tmp_path):
 
 
 def unlike(rank, roots):
-    """Rank 1 lists less, so that something is settled; each rank on its own root."""
-    runners = [Expert(rank)]
+    """Rank 1 cannot verify the fastest runner, so that something is settled; each rank on its own root."""
+    runners = [Sharp(), Short(rank)]
     with cpu_timing(noisy(0)), fi_cachestore.autotune(root=roots[rank], group=dist.group.WORLD):
         tune_in_turn(rank, "op", runners)
-    return [answer("op", runners, rows)[1] for rows in (20, 70, 300)]
+    return [answer("op", runners, rows) for rows in (20, 70, 300)]
 
 
 def test_every_host_keeps_what_was_settled_and_a_damaged_one_is_found_and_not_believed(tmp_path):
     roots = roots_of(tmp_path, 2)
     answers = job(2, unlike, roots)
     assert answers[0] == answers[1]
+    believe(*roots)
+    assert job(2, replaying, roots) == answers
     for root in roots:
         assert verify(root).settlement_count == PROFILE_COUNT
         for path in (root / "settled").rglob("*.rec"):
@@ -144,4 +147,4 @@ def test_every_host_keeps_what_was_settled_and_a_damaged_one_is_found_and_not_be
 
 def replaying(rank, roots):
     fi_cachestore.attach(root=roots[rank])
-    return [answer("op", [Expert(rank)], rows)[1] for rows in (20, 70, 300)]
+    return [answer("op", [Sharp(), Short(rank)], rows) for rows in (20, 70, 300)]

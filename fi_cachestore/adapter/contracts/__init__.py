@@ -9,13 +9,15 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, Final
 
 from fi_cachestore.adapter.roles import Role
 from fi_cachestore.errors import ConfigError
+from fi_cachestore.keys.canonical import Value, encode
+from fi_cachestore.keys.digest import Digest, part_digest
 
 _SPACES: Final = frozenset({"listed", "measured", "indexed"})
 _TABLES: Final = ("parameters", "arguments", "extras")
@@ -27,7 +29,7 @@ Position = tuple[int, ...]
 """Where in a tuple of tuples something stands: ``(7,)`` is the eighth item, ``(20, 5)`` the sixth of the one at 20."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Contract:
     """What was reviewed about one runner class.
 
@@ -52,6 +54,18 @@ class Contract:
     extras: Mapping[Position, Role] = field(default_factory=lambda: _NOTHING)
     reasons: Mapping[str, str] = field(default_factory=lambda: _NOTHING, compare=False)
     varies: frozenset[str] = frozenset()
+
+    def roles_of(self, table: Mapping[str, Role], prefix: str = "") -> dict[str, Role]:
+        """Return ``roles`` or ``arguments`` (paths of these have a ``prefix`` in ``varies``), where what varies has a role of its own."""
+        return {path: Role.VARYING if f"{prefix}{path}" in self.varies else role for path, role in table.items()}
+
+    @cached_property
+    def digest(self) -> Digest:
+        """A digest of everything that the contract says, but for its reasons."""
+        tables: list[Value] = [{path: role.value for path, role in t.items()} for t in (self.roles, self.arguments)]
+        tables.append({position: role.value for position, role in self.extras.items()})
+        flags: list[Value] = [self.collective, self.checks_size, self.space, dict(self.pointer_alignment), tuple(sorted(self.varies))]
+        return part_digest(encode([self.type, self.fingerprint, *tables, self.backends, *flags]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +140,7 @@ def _term(row: str | Mapping[str, Any]) -> Term:
     if isinstance(row, str):
         return Term(Role.SEMANTIC, _reason(row))
     term = Term(Role(row["role"]), _reason(row["why"]), row.get("varies", False))
-    if set(row) - {"role", "why", "varies"} or (term.varies and term.role is not Role.DYNAMIC):
+    if set(row) - {"role", "why", "varies"} or term.role is Role.VARYING or (term.varies and term.role is not Role.DYNAMIC):
         raise ValueError("only a dynamic parameter may vary, and nothing else is said of one")
     return term
 
