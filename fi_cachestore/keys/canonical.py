@@ -96,14 +96,22 @@ def split_fields(kind: str, names: Sequence[str], data: bytes) -> dict[str, byte
     Raises:
         NotCanonicalError: other bytes than ``join_fields`` writes around its fields.
     """
-    parts = {}
+    parts, at = {}, 0
+    unpacker = msgpack.Unpacker(max_buffer_size=MAX_BYTES)
     try:
-        skipper = _Skipper(data)
+        unpacker.feed(data)
         for name, before in _places(kind, tuple(names)):
-            parts[name] = skipper.after(before)
-        skipper.end()
+            start = at + len(before)
+            if data[at:start] != before:
+                raise NotCanonicalError(f"other fields than those of {kind}", len(data))
+            unpacker.read_bytes(len(before))
+            unpacker.skip()
+            at = unpacker.tell()
+            parts[name] = data[start:at]
     except (ValueError, msgpack.UnpackException) as error:
         raise NotCanonicalError(f"other fields than those of {kind}", len(data)) from error
+    if at != len(data):
+        raise NotCanonicalError("more than the fields", len(data))
     return parts
 
 
@@ -117,13 +125,21 @@ def _places(kind: str, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
 
 def split_tuple(data: bytes) -> list[bytes] | None:
     """Return the bytes of the items of an encoded tuple, not decoded; ``None`` for anything else."""
+    unpacker = msgpack.Unpacker(max_buffer_size=MAX_BYTES)
     try:
-        skipper = _Skipper(data)
-        items = skipper.items()
-        skipper.end()
+        unpacker.feed(data)
+        count = unpacker.read_array_header()
+        head = _array_head(count) + _pack(_TUPLE)
+        if not 0 < count <= MAX_ITEMS + 1 or data[: len(head)] != head:
+            return None
+        unpacker.skip()  # the tag
+        ends = [len(head)]
+        for _ in range(count - 1):
+            unpacker.skip()
+            ends.append(unpacker.tell())
     except (ValueError, msgpack.UnpackException):
         return None
-    return items
+    return [data[start:end] for start, end in itertools.pairwise(ends)] if ends[-1] == len(data) else None
 
 
 def decode_field(data: bytes, depth: int = 2) -> Value:
@@ -133,47 +149,6 @@ def decode_field(data: bytes, depth: int = 2) -> Value:
         NotCanonicalError: as ``decode`` does.
     """
     return _decoded(data, depth)
-
-
-class _Skipper:
-    """Finds where encoded values end, without decoding them."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
-        self._unpacker = msgpack.Unpacker(max_buffer_size=MAX_BYTES)
-        self._unpacker.feed(data)
-
-    def after(self, expected: bytes) -> bytes:
-        """Return the value after ``expected``, which must come next."""
-        end = self._at + len(expected)
-        if self._data[self._at : end] != expected:
-            message = "other bytes"
-            raise ValueError(message)
-        self._at = end
-        self._unpacker.read_bytes(len(expected))
-        return self._value()
-
-    def items(self) -> list[bytes]:
-        """Return the items of the tuple that comes next."""
-        count = self._unpacker.read_array_header()
-        head = _array_head(count) + _pack(_TUPLE)
-        self._at = len(head)
-        if not 0 < count <= MAX_ITEMS + 1 or self._data[: self._at] != head:
-            message = "not a tuple"
-            raise ValueError(message)
-        self._unpacker.skip()
-        return [self._value() for _ in range(count - 1)]
-
-    def _value(self) -> bytes:
-        self._unpacker.skip()
-        start, self._at = self._at, self._unpacker.tell()
-        return self._data[start : self._at]
-
-    def end(self) -> None:
-        """Make sure that nothing follows."""
-        if self._at != len(self._data):
-            message = "more bytes"
-            raise ValueError(message)
 
 
 def _array_head(count: int) -> bytes:

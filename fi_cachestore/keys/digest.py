@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from hashlib import blake2b
 from typing import NewType
 
@@ -9,6 +10,7 @@ Digest = NewType("Digest", str)
 """64 lower-case hexadecimal digits (BLAKE2b-256)."""
 
 DIGEST_HEX_CHARS = 64
+_FORM = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 _KEY_PERSON = b"fi_cachestore/k1"
 _PART_PERSON = b"fi_cachestore/p1"
@@ -62,7 +64,7 @@ def content_digest(canonical: bytes) -> Digest:
 
 def is_digest(text: str) -> bool:
     """Whether ``text`` has the form of a digest."""
-    return len(text) == DIGEST_HEX_CHARS and set(text) <= set("0123456789abcdef")
+    return _FORM.fullmatch(text) is not None
 
 
 def _digest(data: bytes, person: bytes) -> Digest:

@@ -13,6 +13,16 @@ from fi_cachestore.keys.render import render
 
 _KIND: Final = "fi_cachestore.key/1"
 _PARTS: Final = ("op", "runner", "params", "inputs", "arguments", "profile", "policy", "extras", "environment")
+_TYPES: Final[dict[str, type]] = {
+    "op": str,
+    "runner": str,
+    "params": dict,
+    "inputs": tuple,
+    "arguments": dict,
+    "profile": tuple,
+    "policy": dict,
+    "environment": dict,
+}
 _PART_DEPTH: Final = 2
 _SHARED_COUNT: Final = 2048
 _SHARED_BYTES: Final = 4096
@@ -123,8 +133,6 @@ class TuneKey:
         """
         parts: dict[str, Any] = {name: _part(name, part) for name, part in split_fields(_KIND, _PARTS, data).items()}
         identity = RunnerIdentity(parts.pop("runner"), parts.pop("params"))
-        if not _well_formed(identity, parts):
-            raise NotCanonicalError("a key with parts of other types", len(data))
         key = cls(runner=identity, **parts)
         vars(key)["canonical"] = data  # splitting and decoding have shown that encoding gives these bytes
         return key
@@ -139,34 +147,43 @@ class TuneKey:
 
 
 def _part(name: str, data: bytes) -> Value:
-    """Return a part of a key. Most parts are the same in many keys: such are decoded once, and shared, as keys are never changed."""
-    if len(data) > _SHARED_BYTES:
-        return decode_field(data)
-    return _inputs(data) if name == "inputs" else _decoded(data, _PART_DEPTH)
+    """Return a part of a key, of the type that it has there. Most parts are the same in many keys: such are decoded and checked once.
+
+    They are shared, as keys are never changed.
+
+    Raises:
+        NotCanonicalError: the bytes are not those of such a part.
+    """
+    return _decoded_part(name, data) if len(data) > _SHARED_BYTES else _shared_part(name, data)
 
 
 @lru_cache(maxsize=_SHARED_COUNT)
-def _decoded(data: bytes, depth: int) -> Value:
-    return decode_field(data, depth)
+def _shared_part(name: str, data: bytes) -> Value:
+    return _decoded_part(name, data)
 
 
-@lru_cache(maxsize=_SHARED_COUNT)
+def _decoded_part(name: str, data: bytes) -> Value:
+    value = _inputs(data) if name == "inputs" else decode_field(data, _PART_DEPTH)
+    wanted = _TYPES.get(name)
+    if (wanted is not None and type(value) is not wanted) or (type(value) is dict and wanted is dict and not _is_by_name(value)):
+        raise NotCanonicalError(f"a key whose {name} has another type", len(data))
+    return value
+
+
 def _inputs(data: bytes) -> Value:
     """Return the inputs of a call: the tensors of one call are those of another in other company."""
     items = split_tuple(data)
-    return decode_field(data) if items is None else tuple(_decoded(item, _PART_DEPTH + 1) for item in items)
+    return decode_field(data, _PART_DEPTH) if items is None else tuple(map(_input, items))
 
 
-def _well_formed(identity: RunnerIdentity, parts: dict[str, Any]) -> bool:
-    return (
-        type(identity.type) is str
-        and _by_name(identity.params)
-        and type(parts["op"]) is str
-        and type(parts["inputs"]) is tuple
-        and type(parts["profile"]) is tuple
-        and all(_by_name(parts[name]) for name in ("arguments", "policy", "environment"))
-    )
+def _input(data: bytes) -> Value:
+    return decode_field(data, _PART_DEPTH + 1) if len(data) > _SHARED_BYTES else _shared_input(data)
 
 
-def _by_name(value: object) -> bool:
-    return type(value) is dict and all(type(name) is str for name in value)
+@lru_cache(maxsize=_SHARED_COUNT)
+def _shared_input(data: bytes) -> Value:
+    return decode_field(data, _PART_DEPTH + 1)
+
+
+def _is_by_name(value: dict[Any, Value]) -> bool:
+    return all(type(name) is str for name in value)

@@ -38,7 +38,7 @@ class OpenFile(Protocol):
 class Reader(Protocol):
     """What look-ups need. Reads only."""
 
-    def read(self, path: Path, limit_bytes: int) -> bytes:
+    def read(self, path: Path | str, limit_bytes: int) -> bytes:
         """Return the content of a regular file of at most ``limit_bytes``.
 
         Raises:
@@ -78,7 +78,7 @@ class Writer(Protocol):
 class OsFileSystem:
     """The real file system. Stateless, safe from any thread."""
 
-    def read(self, path: Path, limit_bytes: int) -> bytes:
+    def read(self, path: Path | str, limit_bytes: int) -> bytes:
         """Return a regular file's content; see ``Reader.read``."""
         return _explained(path, lambda: _read(path, limit_bytes))
 
@@ -151,7 +151,7 @@ class _OsFile:
             os.close(self._fd)
 
 
-def _explained(path: Path, attempt: Callable[[], T]) -> T:
+def _explained(path: Path | str, attempt: Callable[[], T]) -> T:
     """Return what ``attempt`` does; say of what kind its failure is."""
     for _ in range(_STALE_RETRIES):
         try:
@@ -167,7 +167,7 @@ def _explained(path: Path, attempt: Callable[[], T]) -> T:
     raise DamagedError(MissReason.UNREADABLE, "stale file handle")
 
 
-def _opened(path: Path) -> tuple[int, int]:
+def _opened(path: Path | str) -> tuple[int, int]:
     """Return the descriptor and size of a regular file."""
     fd = os.open(path, _READ_FLAGS)
     try:
@@ -181,7 +181,7 @@ def _opened(path: Path) -> tuple[int, int]:
     raise DamagedError(MissReason.CORRUPT, "not a regular file")
 
 
-def _read(path: Path, limit_bytes: int) -> bytes:
+def _read(path: Path | str, limit_bytes: int) -> bytes:
     fd, size_bytes = _opened(path)
     try:
         if size_bytes > limit_bytes:

@@ -40,6 +40,7 @@ class LooseReader(Generic[E]):
     def __init__(self, root: Path, folder: str, codec: Codec[E], *, reader: Reader | None = None) -> None:
         """Read entries of one kind under ``root/folder``; nothing needs to exist."""
         self.root, self.folder = root, root / folder
+        self._prefix = str(self.folder)
         self._codec = codec
         self._reader: Reader = OsFileSystem() if reader is None else reader
 
@@ -63,10 +64,10 @@ class LooseReader(Generic[E]):
         return best or first_miss or Miss(MissReason.ABSENT)
 
     def _load(self, digest: Digest, generation: int) -> Found[E] | Miss:
-        path = entry_path(self.folder, digest, generation)
+        path = f"{self._prefix}/{digest[:2]}/{digest}.{generation}.rec"  # ``entry_path``, at half the cost of a look-up
         try:
             data = self._reader.read(path, MAX_SEALED_BYTES)
-            return Found(self.check(data, digest), data, generation, str(path))
+            return Found(self.check(data, digest), data, generation, path)
         except FileNotFoundError:
             return Miss(MissReason.ABSENT)
         except DamagedError as damage:

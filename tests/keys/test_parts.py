@@ -134,9 +134,9 @@ def test_equal_parts_are_decoded_once_and_shared():
 def test_what_is_kept_is_bounded():
     for number in range(3 * model._SHARED_COUNT):
         TuneKey.from_canonical(sample_key(number, inputs=(number,)).canonical)
-    assert model._decoded.cache_info().currsize <= model._SHARED_COUNT
-    assert model._inputs.cache_info().currsize <= model._SHARED_COUNT
-    before = model._decoded.cache_info().currsize
+    assert model._shared_part.cache_info().currsize <= model._SHARED_COUNT
+    assert model._shared_input.cache_info().currsize <= model._SHARED_COUNT
+    before = model._shared_part.cache_info().currsize
     large = sample_key(extras="x" * 2 * model._SHARED_BYTES)
     assert TuneKey.from_canonical(large.canonical) == large
-    assert model._decoded.cache_info().currsize == before
+    assert model._shared_part.cache_info().currsize == before

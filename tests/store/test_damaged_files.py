@@ -215,7 +215,7 @@ class CountingReader(OsFileSystem):
         self.names_read = []
 
     def read(self, path, limit_bytes):
-        self.names_read.append(path.name)
+        self.names_read.append(Path(path).name)
         return super().read(path, limit_bytes)
 
 
