@@ -71,6 +71,15 @@ def note(
         state.missed.beyond(described.op, dim, bucket, size)
 
 
+def note_quarantined(state: AdapterState, described: Description, banned: Mapping[int, str]) -> None:
+    """Note a call that stays in memory because key schemas are quarantined; ``banned`` says why, by runner."""
+    state.missed.decided()
+    for index, why in banned.items():
+        for key in _keys(described.view(0, index), described.calls[0])[:1]:
+            if isinstance(key, TuneKey):
+                state.missed.missed(key, MissReason.QUARANTINED, why, is_covered=False)
+
+
 def _note_miss(state: AdapterState, described: Description, index: int, *, is_covered: bool) -> None:
     """Note the key that a runner would be tuned under, with the first reason that says more than ``absent``."""
     first: TuneKey | None = None

@@ -169,11 +169,13 @@ def decide(tuner: CacheStoreTuner, described: Description) -> Decision:
     reviewed.note(tuner.state, described)
     communicating = communicates(tuner, described.op, described.runners)
     views = [] if communicating else [described.view(0, index) for index in range(len(described.runners))]
-    if banned := next(filter(None, (trust.stays_in_memory(tuner.state, view) for view in views)), ""):
-        return Decision(0, DEFAULT_TACTIC, is_hit=False, in_memory_because=banned)
+    if banned := {index: why for index, view in enumerate(views) if (why := trust.banned_because(tuner.state, view))}:
+        missing.note_quarantined(tuner.state, described, banned)
+        return Decision(0, DEFAULT_TACTIC, is_hit=False, in_memory_because=trust.QUARANTINED)
     withheld: dict[int, Withheld] = {}
     rows = [_record(tuner.state, described, index, withheld) for index in range(len(described.runners))]
     if any(found.is_doubted for found in withheld.values()):
+        missing.note(tuner.state, described, rows, (), withheld, is_covered=False)
         return Decision(0, DEFAULT_TACTIC, is_hit=False, in_memory_because=trust.UNVERIFIED)
     refused: list[Choice] = []
     decision = _chosen(tuner, described, rows, refused)

@@ -121,8 +121,13 @@ def why_not(state: AdapterState, session: Session, view: RunnerView, record: Rec
 
 def stays_in_memory(state: AdapterState, view: RunnerView) -> str:
     """Return why a whole call with this runner is FlashInfer's own affair, empty if it is not: its keys do not tell calls apart."""
+    return QUARANTINED if banned_because(state, view) else ""
+
+
+def banned_because(state: AdapterState, view: RunnerView) -> str:
+    """Return why any session's ledger bans the schema of a view's keys, empty if none does."""
     ledgers = (attached.session.belief.ledger for attached in state.attached)
-    return QUARANTINED if any(ledger is not None and ledger.banned_because(view.schema.digest) for ledger in ledgers) else ""
+    return next((why for ledger in ledgers if ledger is not None and (why := ledger.banned_because(view.schema.digest))), "")
 
 
 def is_doubted(state: AdapterState, session: Session, view: RunnerView, record: Record) -> bool:

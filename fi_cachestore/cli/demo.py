@@ -21,6 +21,7 @@ from fi_cachestore.cli.output import note, print_json
 from fi_cachestore.errors import CacheStoreError
 from fi_cachestore.keys.diff import diff, show
 from fi_cachestore.keys.model import TuneKey
+from fi_cachestore.store.open import open_store
 
 _TICK_S = 10.0
 _TIMEOUT_S = 600.0
@@ -134,15 +135,16 @@ def _collision(base: Path) -> dict[str, Any]:
     note("   the two keys differ in:")
     for path, left, right in rows:
         note(f"     {path}: {left} | {right}")
-    why = _why(base, second["digest"])
+    why = _why(base / "new", second["digest"])
     note(f"   fi-cachestore why {second['digest'][:12]}, after that process has gone: {why['reason']}; {'; '.join(why['next'])}")
     _require("why", why["nearest"][0]["digest"] == first["digest"], f"the nearest key is {why['nearest'][0]['digest']}")
     return {"old_key_error": old["error"], "differences": rows, "why": why}
 
 
-def _why(base: Path, digest: str) -> dict[str, Any]:
+def _why(root: Path, digest: str) -> dict[str, Any]:
     """Ask the command line about a key that a process of this demo missed or stored."""
-    command = ["env", _state_setting(base), sys.executable, "-m", "fi_cachestore.cli.main", "why", digest, "--json"]
+    ask = ["-m", "fi_cachestore.cli.main", "why", digest, "--root", str(root), "--json"]
+    command = ["env", _state_setting(root.parent), sys.executable, *ask]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     _require("why", result.returncode == 1, result.stderr)
     explained: dict[str, Any] = json.loads(result.stdout)["explained"][0]
@@ -164,11 +166,15 @@ def _quarantine(base: Path) -> dict[str, Any]:
     note(f"   key schema {schema[:12]} is quarantined; B tunes in memory, runs tactic {second['tactic']}, and the result is right")
     right = second["verified_count"] == 1 and second["tactic"] % 2 == 0 and second["profile_count"] == 0
     _require("quarantine", right, f"B runs tactic {second['tactic']}, published {second['profile_count']}")
+    digest = next(iter(open_store(base / "mistaken", read_only=True)))
+    why = _why(base / "mistaken", digest)
+    note(f"   fi-cachestore why {digest[:12]}: {why['reason']}: {why['detail']}; {'; '.join(why['next'])}")
+    _require("quarantine", why["reason"] == "quarantined", f"why says {why['reason']}")
     again = _one("mistaken", base / "mistaken", "8x4")
     note(f"   A starts again: served by nobody, {again['measurement_count']} timings of its own, in memory; tactic {again['tactic']}")
     alone = list(again["quarantined"]) == [schema] and again["measurement_count"] > 0 and again["tactic"] % 2 == 1
     _require("quarantine", alone, f"A measures {again['measurement_count']}")
-    return {"first": first, "second": second, "again": again}
+    return {"first": first, "second": second, "again": again, "why": why}
 
 
 def _gpu(base: Path) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """What is kept of misses, with the real tuner: which, with which reason, when, where, and what stays as it was."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,8 +13,12 @@ from flashinfer.autotuner import AutoTuner
 
 import fi_cachestore
 from fi_cachestore import config as settings
+from fi_cachestore.records.verdict import Word
 from fi_cachestore.store.loose import entry_path
 from fi_cachestore.store.missed_log import KEPT_COUNT, MissedLog
+from fi_cachestore.store.roots import open_root
+from fi_cachestore.validation.ledger import Ledger
+from tests.adapter.processes import fresh
 from tests.adapter.runners import PlainRunner, choose, config, matrix, timed
 
 
@@ -108,6 +113,39 @@ def test_a_miss_that_another_runner_covers_says_so(tmp_path):
     assert ":SlowRunner " in missed.key.runner.type
 
 
+VERDICTS = {
+    "unproven": lambda ledger, record: None,
+    "quarantined": lambda ledger, record: ledger.override(record.evidence.schema, Word.DISTRUSTED, "me", "a test", 1),
+    "refused": lambda ledger, record: ledger.refuse(record, "two processes died", 1),
+    "nothing": lambda ledger, record: ledger.override(record.evidence.schema, Word.TRUSTED, "me", "a test", 1),
+}
+
+
+def tuned_elsewhere(root):
+    with timed(), fi_cachestore.autotune(root=root):
+        choose("op", [PlainRunner()], [matrix(100)], config())
+
+
+@pytest.mark.parametrize("reason", VERDICTS)
+def test_a_record_that_may_not_be_served_is_kept_with_the_verdict(tmp_path, reason):
+    fresh(tuned_elsewhere, tmp_path)
+    key = fi_cachestore.tune_key("op", PlainRunner(), [matrix(100)], tuning_config=config())
+    opened = open_root(tmp_path)
+    VERDICTS[reason](Ledger(opened.verdicts), opened.records.get(key.digest).entry)
+    served(tmp_path, "op")
+    kept = last()
+    assert rows(kept) == ([] if reason == "nothing" else [("op", reason, 1, False)])
+    assert [missed.digest for missed in kept.missed] == ([] if reason == "nothing" else [key.digest])
+    assert [row.reason for row in kept.in_memory] == (["quarantined key schema"] if reason == "quarantined" else [])
+    if reason == "quarantined":
+        assert kept.missed[0].detail == "distrusted by me: a test"
+    fi_cachestore.detach()
+    command = [sys.executable, "-m", "fi_cachestore.cli.main", "why", key.digest[:12], "--root", tmp_path, "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    [explained] = json.loads(result.stdout)["explained"]
+    assert (result.returncode, explained["reason"]) == ((0, None) if reason == "nothing" else (1, reason))
+
+
 ACCEPTED = {-1, 0, 1, 2}  # a global: not part of a key
 
 
@@ -198,6 +236,7 @@ def test_buckets_that_are_made_for_the_size_at_hand_are_exceeded_only_if_they_en
 SERVE = """
 import os, signal, sys
 import fi_cachestore
+from tests.adapter.processes import fresh
 from tests.adapter.runners import PlainRunner, choose, matrix
 
 fi_cachestore.attach(root=sys.argv[1])
@@ -236,6 +275,7 @@ def test_a_process_of_multiprocessing_keeps_its_misses(tmp_path):
     code = """
 import multiprocessing, sys
 import fi_cachestore
+from tests.adapter.processes import fresh
 from tests.adapter.runners import PlainRunner, choose, matrix
 
 def serve(root):

@@ -30,3 +30,5 @@ def test_the_demo_shows_what_it_says(tmp_path):
     assert "another tactic list" in why
     assert caught["second"]["quarantined"].keys() == caught["again"]["quarantined"].keys()
     assert caught["second"]["profile_count"] == caught["again"]["profile_count"] == 0
+    assert caught["why"]["reason"] == "quarantined"
+    assert "another tactic list" in caught["why"]["detail"]
