@@ -10,8 +10,10 @@ decided to end the process.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import logging
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,9 @@ logger: Final = logging.getLogger("fi_cachestore")
 ENDS_TO_REFUSE: Final = 2
 _STALE_NS: Final = 24 * 3600 * 10**9
 _STDERR: Final = 2
+_FATAL: Final = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+_SIGACTION_BYTES: Final = 512
+"""More than any C library's ``struct sigaction`` has."""
 
 
 class Tracer(Protocol):
@@ -43,8 +48,9 @@ class Tracer(Protocol):
 class FaultTracer:
     """``faulthandler``, which a process has only one of: one run at a time, in the thread that has it; runs inside runs are fine.
 
-    Afterwards it is as it was: off, or on. Python does not tell where an engine's own writes to; it gets ``stderr``, all threads, which
-    is what ``-X faulthandler`` and a plain ``faulthandler.enable()`` mean.
+    It is installed anew for the run, since libraries (tvm-ffi, which FlashInfer imports) take its signals over. Afterwards it is off or on
+    as it was, and every signal has the handler it had. Python does not tell where an engine's own writes to; it gets ``stderr``, all
+    threads, which is what ``-X faulthandler`` and a plain ``faulthandler.enable()`` mean.
     """
 
     _lock: ClassVar = threading.RLock()
@@ -53,20 +59,34 @@ class FaultTracer:
     @contextlib.contextmanager
     def tracing(self, file: BinaryIO) -> Iterator[None]:
         """Trace into ``file``; see ``Tracer``."""
-        with self._lock:
+        with self._lock, _handlers_restored():
             was_enabled = faulthandler.is_enabled()
+            faulthandler.disable()
             self._files.append(file)
             faulthandler.enable(file=file, all_threads=False)
             try:
                 yield
             finally:
                 self._files.pop()
+                faulthandler.disable()
                 if self._files:
                     faulthandler.enable(file=self._files[-1], all_threads=False)
                 elif was_enabled:
                     faulthandler.enable(file=_STDERR, all_threads=True)
-                else:
-                    faulthandler.disable()
+
+
+@contextlib.contextmanager
+def _handlers_restored() -> Iterator[None]:
+    """Give the fatal signals back whatever handlers they have now, also those that no Python code installed."""
+    system = ctypes.CDLL(None)
+    handlers = {number: ctypes.create_string_buffer(_SIGACTION_BYTES) for number in _FATAL}
+    for number, handler in handlers.items():
+        system.sigaction(number, None, handler)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            system.sigaction(number, handler, None)
 
 
 class Sentinel:

@@ -176,6 +176,63 @@ def test_faulthandler_is_as_it_was(enabled):
     child.join(30)
 
 
+def with_stderr_in(path, function):
+    """Run a function in a child whose stderr is a file, and let it die of a fault; return how it ended and what was written."""
+
+    def work():
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
+        faulthandler.disable()
+        function()
+        segfault()
+
+    child = FORK.Process(target=work)
+    child.start()
+    child.join(60)
+    return child.exitcode, path.read_text()
+
+
+def run_once(root):
+    with open_sentinel(root)[0].guard(RECORD, 0):
+        pass
+
+
+def test_an_engines_own_faulthandler_works_on(tmp_path):
+    def engine():
+        faulthandler.enable(file=2)
+        run_once(tmp_path)
+
+    exitcode, written = with_stderr_in(tmp_path / "stderr", engine)
+    assert exitcode == -signal.SIGSEGV
+    assert "Segmentation fault" in written
+    assert marks(tmp_path) == []
+
+
+def take_signals_over():
+    """What tvm-ffi does: faulthandler stays enabled, and hears nothing any more."""
+    faulthandler.enable(file=2)
+    for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def test_a_handler_that_a_library_installed_is_there_again(tmp_path):
+    def engine():
+        take_signals_over()
+        run_once(tmp_path)
+        assert faulthandler.is_enabled()
+
+    assert with_stderr_in(tmp_path / "stderr", engine) == (-signal.SIGSEGV, "")
+
+
+def test_a_fault_is_traced_where_a_library_has_taken_the_signals_over(tmp_path):
+    def engine():
+        take_signals_over()
+        with open_sentinel(tmp_path)[0].guard(RECORD, 0):
+            segfault()
+
+    assert with_stderr_in(tmp_path / "stderr", engine) == (-signal.SIGSEGV, "")
+    assert [found.is_traced for found in marks(tmp_path)] == [True]
+
+
 def test_a_fault_after_a_run_inside_a_run_is_traced_in_the_outer_one(tmp_path):
     def run_in_run():
         sentinel, _ = open_sentinel(tmp_path)
