@@ -35,6 +35,7 @@ ROOT = "from flashinfer.autotuner import TunableRunner\n"
         (ROOT + "def f(TunableRunner):\n    class A(TunableRunner): pass", set()),
         (ROOT + "class TunableRunner: pass\nclass A: pass", set()),
         ("class TunableRunner: pass\nclass A(TunableRunner): pass", {"a:A"}),
+        ("from flashinfer.autotuner import TunableRunner as T\nclass TunableRunner(T): pass\nclass A(TunableRunner): pass", {"a:A"}),
         ("class A(B): pass\nclass B(A): pass", set()),
         (ROOT + "class A(TunableRunner, B): pass\nclass B(A): pass", {"a:A", "a:B"}),
         ("# TunableRunner\nx = 'class A(TunableRunner): pass'", set()),

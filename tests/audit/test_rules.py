@@ -162,7 +162,7 @@ class Bad(Leaf):
         ("return [1] if isinstance(inputs[1], torch.Tensor) else [1, 2]", "", set()),
         ("*_, pdl, out_dtype = inputs\n        return [1] if pdl else [1, 2]", "", {"inputs[-2].value"}),
         ("a, b, out, pdl, _ = inputs\n        return [1] if pdl else [1, 2]", "return (bool(inputs[3]),)", set()),
-        ("return other.get_valid_tactics(inputs, profile)", "return other.get_cache_key_extras(inputs)", set()),
+        ("return table(inputs[0].dtype)", "return other.get_cache_key_extras(inputs)", set()),
     ],
 )
 def test_properties_of_inputs(tmp_path, listing, extras, expected):
@@ -258,6 +258,7 @@ VALIDATES = "\n    def validate_tactic(self, inputs, tactic): return True"
         ("return [t for t in TACTICS if t <= inputs[0].shape[1]]", None),
         ("return list(TACTICS)", None),
         ("return [-1]", None),
+        ("if inputs[0].shape[0] > 4: return []\n        return [-1]", None),
     ],
 )
 def test_lists_by_raw_size(tmp_path, listing, expected):
@@ -320,6 +321,28 @@ def test_what_several_classes_inherit_is_one_finding(tmp_path):
     text = runner("self.n = n", "", "return list(range(self.n))") + "class A(Runner): pass\nclass B(Runner): pass\n"
     (found,) = (item for item in report(tmp_path, text).findings if item.rule == "list-parameter")
     assert found.types == ("made.a:Runner", "made.a:A", "made.a:B")
+
+
+def test_a_finding_is_as_bad_as_for_the_worst_class_that_inherits_it(tmp_path):
+    text = """
+class Base(TunableRunner):
+    def __init__(self, n): self.n = n
+    def get_valid_tactics(self, inputs, profile): return list(range(self.n))
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs): raise NotImplementedError
+class Leaf(Base):
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs): module.launch(tactic)
+"""
+    (found,) = (item for item in report(tmp_path, text).findings if item.rule == "list-parameter")
+    assert (found.severity, found.types) == (Severity.ERROR, ("made.a:Base", "made.a:Leaf"))
+
+
+def test_a_class_belongs_to_the_nearest_call_site(tmp_path):
+    text = (
+        runner()
+        + "def outer(a, b, out):\n    AutoTuner.get().choose_one('other_op', [], CONFIG, [])\n    return run(a, b, out, True, None)\n"
+    )
+    (found,) = report(tmp_path, text).classes
+    assert found.ops == ("made_gemm",)
 
 
 # -- hostile source ---------------------------------------------------------------------------------------------------------------
