@@ -10,6 +10,7 @@ import fi_cachestore
 from fi_cachestore.records.record import Measurement
 from fi_cachestore.store.fsck import verify
 from fi_cachestore.store.port import Hit
+from fi_cachestore.store.roots import packed_reader
 from fi_cachestore.testing.cpu_timing import cpu_timing
 from tests.adapter.believing import believe
 from tests.ranks.job import job
@@ -49,7 +50,9 @@ def test_a_warm_head_and_a_cold_peer_start_equal(tmp_path):
 
 
 def bytes_of(root):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (root / "objects").rglob("*.rec")}
+    """What every record of a root is, loose or packed."""
+    store = packed_reader(root)
+    return {digest: hashlib.sha256(store.serving(digest).data).hexdigest() for digest in store}
 
 
 def scattered(tmp_path, world, ops, seed):
