@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
-from fi_cachestore.adapter import cuda, drive, serve, trust
+from fi_cachestore.adapter import cardinality, cuda, drive, serve, trust
 from fi_cachestore.adapter.frames import Frame, Step
 from fi_cachestore.adapter.introspect import RunnerView
 from fi_cachestore.adapter.trust import Course
@@ -37,6 +37,7 @@ def rank(
             return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
     if serve.communicates(tuner, op, [runner]):
         return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
+    cardinality.note(tuner.state, described)
     view = described.view(0, 0)
     step = drive.step_of(tuner, view, view.call.shapes)
     if not step.keys:

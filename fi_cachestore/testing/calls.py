@@ -15,6 +15,7 @@ from fi_cachestore.adapter.introspect import RunnerView
 from fi_cachestore.adapter.tactics import tactic_value
 from fi_cachestore.keys.canonical import Named, Value, encode
 from fi_cachestore.keys.model import TuneKey
+from fi_cachestore.keys.schema import LeftOut
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,18 @@ def _listed(view: RunnerView) -> Value:
         return tuple(tactic_value(tactic, i) for i, tactic in enumerate(view.runner.get_valid_tactics(*at_bucket(view))))
     except Exception as error:  # noqa: BLE001 - a runner's code: offering nothing at all is a behaviour too
         return Named("raises", type(error).__name__)
+
+
+def told_apart_by(left: LeftOut, right: LeftOut) -> tuple[str, ...]:
+    """Return what no key holds and that has two values: before a record goes from the one to the other, it is tried out."""
+    return tuple(path for path in sorted({*left, *right}) if left.get(path) != right.get(path))
+
+
+def trust_in(apart: Sequence[str]) -> str:
+    """Return what becomes of records that two calls with one key share, by what tells them ``apart``."""
+    if apart:
+        return f"only what is left out tells them apart: {', '.join(apart)}; a record is tried out before it goes from one to the other"
+    return "nothing that is left out tells them apart either: the one is served what was measured for the other"
 
 
 def at_bucket(view: RunnerView) -> tuple[list[Any], OptimizationProfile]:

@@ -17,7 +17,7 @@ from fi_cachestore.keys.canonical import Value, encode
 from fi_cachestore.keys.diff import diff
 from fi_cachestore.keys.model import TuneKey
 from fi_cachestore.keys.render import render
-from fi_cachestore.testing.calls import Behaviour, TunedCall, legacy_key, listed_tactics
+from fi_cachestore.testing.calls import Behaviour, TunedCall, legacy_key, listed_tactics, told_apart_by, trust_in
 
 Factory = Callable[..., TunedCall | None]
 """Takes one value per parameter of the grid by name; gives the call, or ``None`` where there is no such combination."""
@@ -83,6 +83,11 @@ class Collision:
         found = [*self.left.view.left_out, *self.right.view.left_out]
         return tuple(dict.fromkeys(f"{path} ({role})" for path, role in found))
 
+    @property
+    def told_apart_by(self) -> tuple[str, ...]:
+        """What the key leaves out and that has two values in the two calls: evidence is kept by such values, and a new one is verified."""
+        return told_apart_by(self.left.view.left_out_values, self.right.view.left_out_values)
+
     def __str__(self) -> str:
         """Return both calls with their tactics, what they differ in, and what is the same."""
         names = ", ".join(self.differing)
@@ -100,6 +105,7 @@ class Collision:
         yield from (f"    {line}" for line in str(self.left.key.explain()).splitlines())
         if self.left_out:
             yield f"  left out of it: {', '.join(self.left_out)}"
+        yield f"  {trust_in(self.told_apart_by)}"
         yield "  hold what differs as plain data that only the constructor sets, or return it from get_cache_key_extras"
 
     def _legacy_lines(self) -> Iterator[str]:

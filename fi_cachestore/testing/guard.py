@@ -22,7 +22,8 @@ from fi_cachestore.errors import Gap, IncompleteKeyError
 from fi_cachestore.keys.canonical import Value, encode
 from fi_cachestore.keys.model import TuneKey
 from fi_cachestore.keys.render import render
-from fi_cachestore.testing.calls import listed
+from fi_cachestore.keys.schema import LeftOut
+from fi_cachestore.testing.calls import listed, told_apart_by, trust_in
 
 _SKIPPED: Final = ("flashinfer.", "fi_cachestore.adapter.", __name__)
 _MAX_PLACES: Final = 2
@@ -49,6 +50,7 @@ class Sighting:
     runner: str
     tactics: Value
     left_out: tuple[str, ...]
+    left_out_values: LeftOut
 
     def __str__(self) -> str:
         """Return one line."""
@@ -69,6 +71,7 @@ class Conflict:
         left_out = ", ".join(dict.fromkeys((*self.first.left_out, *self.second.left_out)))
         lines = ["two calls share a key and have different tactics", f"  {self.first}", f"  {self.second}"]
         lines += [f"  left out of the key: {left_out}"] if left_out else []
+        lines.append(f"  {trust_in(told_apart_by(self.first.left_out_values, self.second.left_out_values))}")
         return "\n".join([*lines, *(f"    {line}" for line in self.explanation.splitlines())])
 
 
@@ -181,7 +184,7 @@ class KeyGuard:
         if tactics is None:
             return
         left_out = tuple(f"{path} ({role})" for path, role in view.left_out)
-        seen = Sighting(_caller(), view.call.op, type(view.runner).__qualname__, tactics, left_out)
+        seen = Sighting(_caller(), view.call.op, type(view.runner).__qualname__, tactics, left_out, view.left_out_values)
         with self._lock:
             first = self._first.setdefault(_name(key), seen)
             if encode(first.tactics) != encode(tactics):

@@ -171,6 +171,14 @@ def test_calls_while_tuning_count(tmp_path):
     assert len(session.report().varying) == 1
 
 
+def test_rankings_count(tmp_path):
+    with timed(), fi_cachestore.autotune(root=tmp_path) as session:
+        for number in range(LIMIT + 1):
+            AutoTuner.get().rank_tactics("varying", [AttributeRunner(number)], config(), [matrix(50)], k=2)
+    session.detach()
+    assert len(session.report().varying) == 1
+
+
 def test_a_call_that_was_answered_before_is_not_counted_again(session, monkeypatch):
     counted = []
     real = Cardinality.count

@@ -78,6 +78,22 @@ def test_a_collision_names_what_is_enough_and_what_is_the_same():
     assert "left out of it: hidden_cache (resource)" in str(error.value)
 
 
+def test_a_collision_says_whether_evidence_would_tell_the_calls_apart():
+    class Placed(LayoutRunner):
+        def __init__(self, tp_rank):
+            self.tp_rank = tp_rank
+
+        def which(self, inputs):
+            return 1 + self.tp_rank
+
+    (verified,) = keys_of(find_collisions(lambda tp_rank: call(Placed(tp_rank)), {"tp_rank": [0, 1]}))
+    assert verified.told_apart_by == ("tp_rank",)
+    assert "only what is left out tells them apart: tp_rank;" in str(verified)
+    (served,) = keys_of(find_collisions(lambda hidden: call(HiddenRunner(hidden)), {"hidden": [1, 2]}))
+    assert served.told_apart_by == ()
+    assert "the one is served what was measured for the other" in str(served)
+
+
 def test_two_parameters_are_named_where_one_is_not_enough():
     def factory(a, b, c):
         return call(HiddenRunner(a, total=a + b, c=c))

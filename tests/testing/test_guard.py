@@ -51,6 +51,7 @@ def test_two_spaces_under_one_key_are_found_without_tuning():
     assert "guarded of HiddenRunner, called at" in text
     assert "runners.py" in text
     assert "left out of the key: hidden_cache (resource)" in text
+    assert "the one is served what was measured for the other" in text
     assert "'guarded'" in text
 
 
