@@ -52,7 +52,6 @@ class Known:
         self._misses: dict[Digest, Miss] = {}
         self._agreed: set[Digest] = set()
         self._unshared: set[Digest] = set()
-        self._own: set[Digest] = set()
 
     # -- look-ups ---------------------------------------------------------------------------------------------------------------
 
@@ -115,12 +114,7 @@ class Known:
         """Let what other ranks have put forward count here."""
         if self.group is not None:
             for record in self.group.find(list(digests)).values():
-                self._own.discard(record.digest)
                 self._agree(record)
-
-    def is_foreign(self, digest: Digest) -> bool:
-        """Whether a record is not what this session measured itself."""
-        return digest not in self._own
 
     def shared(self, digest: Digest, found: Hit[Record] | Miss) -> Record | None:
         """Return the record that counts for all ranks: what one finds for itself is put before the others, and the first counts."""
@@ -133,16 +127,10 @@ class Known:
             self.adopt([digest])
             found = self._memory.get(digest)
             return found.entry if isinstance(found, Hit) and not self._is_stale(found) else None
-        return self._agree(found.entry if group.is_one_root else self._offered(group, found.entry))
+        return self._agree(found.entry if group.is_one_root else group.offer(found.entry))
 
     def _is_stale(self, found: Hit[Record] | Miss) -> bool:
         return self.renewal is not None and isinstance(found, Hit) and self.renewal.is_stale(found.entry)
-
-    def _offered(self, group: Group, record: Record) -> Record:
-        counts = group.offer(record)
-        if counts is not record:
-            self._own.discard(record.digest)
-        return counts
 
     def _agree(self, record: Record) -> Record:
         self._agreed.add(record.digest)
@@ -155,7 +143,6 @@ class Known:
     def keep(self, record: Record, *, share: bool) -> Record:
         """Make a measured record known, to others too with ``share``; return the one that counts from now on: the first."""
         self._misses.pop(record.digest, None)
-        self._own.add(record.digest)
         if self.renewal is not None:
             self.renewal.note(record.digest)
             if (old := self._serving(record.digest)) is not None:
@@ -164,9 +151,7 @@ class Known:
             self._unshared.add(record.digest)
             return self._kept(self._in_memory(record))
         winner = self._published(record)
-        if winner is not record:
-            self._own.discard(record.digest)
-        return self._kept(winner) if self.group is None else self._agree(self._offered(self.group, winner))
+        return self._kept(winner) if self.group is None else self._agree(self.group.offer(winner))
 
     def _kept(self, record: Record) -> Record:
         kept = self._memory.publish(record)
@@ -183,12 +168,10 @@ class Known:
         winner = old
         if supersedes(record, old):
             winner = self._superseded(successors, record, old) if share and successors is not None else self._in_memory(record)
-        if winner is not record:
-            self._own.discard(record.digest)
-        elif not share:
+        if winner is record and not share:
             self._unshared.add(record.digest)
         self._memory.replace(winner)
-        return winner if self.group is None or not share else self._agree(self._offered(self.group, winner))
+        return winner if self.group is None or not share else self._agree(self.group.offer(winner))
 
     def _superseded(self, successors: Successors[Record], record: Record, old: Record) -> Record:
         try:

@@ -120,7 +120,6 @@ def test_somebody_elses_successor_counts(world):
     assert first.finish(mine, better) == better
     assert second.finish(theirs, best) == better
     assert world.stored() == better
-    assert second.known.is_foreign(KEY.digest)
 
 
 def test_what_somebody_else_renewed_counts_also_where_our_own_measurement_is_no_better(world):

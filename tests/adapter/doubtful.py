@@ -5,6 +5,8 @@ import os
 import random
 import signal
 
+from flashinfer.autotuner import AutoTuner
+
 import fi_cachestore
 from fi_cachestore.adapter import attach as attach_module
 from fi_cachestore.adapter.roles import Role
@@ -167,6 +169,27 @@ class Ranked(CountingRunner):
 
     def time_ms(self, tactic):
         return 10.0 if tactic == -1 else 5.0 - tactic[0] / 2
+
+
+class Stage(CountingRunner):
+    """One stage of a compound runner; its times are no parameter."""
+
+    def __init__(self, times_ms):
+        self.times_cache = times_ms
+
+    def time_ms(self, tactic):
+        return self.times_cache.get(tactic, 10.0)
+
+
+class Compound(CountingRunner):
+    """Lists what the tuner ranks for its stage, best first, as FlashInfer's compound runners do."""
+
+    def __init__(self, times_ms):
+        self.stage_cache = {0: Stage(times_ms)}
+
+    def listed(self, inputs):
+        rows = inputs[0].shape[0]
+        return AutoTuner.get().rank_tactics("stage", [self.stage_cache[0]], config((rows,)), [matrix(rows)], k=3)
 
 
 Seen = collections.namedtuple("Seen", "tactic after measured report counts")

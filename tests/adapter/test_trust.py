@@ -4,12 +4,15 @@ import functools
 import os
 
 import pytest
+from flashinfer.autotuner import AutoTuner
 
+from fi_cachestore.store.open import open_store
 from tests.adapter.believing import believe, verdicts
 from tests.adapter.doubtful import (
     RIGHT,
     SPOILT,
     WRONG,
+    Compound,
     Hungry,
     Killing,
     Ranked,
@@ -203,6 +206,18 @@ def test_processes_that_somebody_kills_say_nothing_of_a_tactic(tmp_path):
     assert verdicts(tmp_path) == {"validation": 1}
 
 
+def block_the_fastest():
+    AutoTuner.get()._blocklist._invalid["op::Raising"] = {3}
+
+
+def test_what_a_blocklist_names_is_neither_tried_nor_served(tmp_path):
+    fresh(tune, tmp_path, SPOILT["raising"]())
+    second = fresh(tune, tmp_path, SPOILT["raising"]("spoilt"), block_the_fastest)
+    assert (second.tactic, second.after, second.measured) == (2, 2, [])
+    assert verdicts(tmp_path)["quarantine"] == 0
+    assert fresh(replay, tmp_path, SPOILT["raising"]("spoilt"), block_the_fastest).tactic == 2
+
+
 # -- lists that come from timing --------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +232,19 @@ def test_a_list_that_is_ranked_by_timing_validates_and_stays_valid_over_twenty_s
         again = fresh(tune, tmp_path, Ranked(), prepare)
         assert (again.tactic, again.measured, again.counts) == ((7, 8), [], {"listings": 0, "runs": 0})
     assert verdicts(tmp_path) == {"validation": 1}
+
+
+@pytest.mark.skipif(not hasattr(AutoTuner, "rank_tactics"), reason="FlashInfer 0.6.14 and later")
+def test_a_list_that_the_tuner_itself_ranks_comes_from_timing(tmp_path):
+    """Two lists of one process are alike here, since the second is ranked from a record."""
+    assert fresh(tune, tmp_path, Compound({1: 1.0, 2: 2.0, 3: 3.0})).tactic == 3
+    for path in tmp_path.glob("objects/*/*.rec"):
+        if open_store(tmp_path).get(path.name[:64]).entry.key.op == "stage":
+            path.unlink()
+    second = fresh(tune, tmp_path, Compound({1: 3.0, 2: 2.0, 3: 1.0}))
+    assert (second.tactic, second.report.quarantined) == (3, {})
+    assert second.report.verified_count == 2
+    assert verdicts(tmp_path)["quarantine"] == 0
 
 
 # -- layers -----------------------------------------------------------------------------------------------------------------------
