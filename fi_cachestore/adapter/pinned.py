@@ -46,6 +46,8 @@ def choose(
     """
     if serve.communicates(tuner, op, runners):
         return runners[0], DEFAULT_TACTIC
+    memo, asked = tuner.state.memo, (tuner, op, runners, config, inputs, kwargs)
+    before = memo.begin(*asked)
     described = serve.describe(tuner, op, runners, serve.configs_in_force(tuner, config, inputs), inputs, kwargs)
     gaps = described.gaps if isinstance(described, Description) else described
     if gaps or not isinstance(described, Description):
@@ -55,6 +57,7 @@ def choose(
     decision = serve.answer(tuner, described)
     if not decision.is_hit:
         return _missed(pin, op, runners, _digest(described), "no record that may be served")
+    memo.keep(before, (decision.runner_index, decision.tactic), *asked)
     return runners[decision.runner_index], decision.tactic
 
 

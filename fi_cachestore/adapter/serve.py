@@ -156,10 +156,11 @@ def configs_in_force(tuner: CacheStoreTuner, config: TuningConfig, inputs: Seque
 def answer(tuner: CacheStoreTuner, described: Description) -> Decision:
     """Return the decision for a call with complete keys, from memory if it was made before."""
     state = tuner.state
-    known = state.answer(described.fingerprint)
+    answers = state.answers
+    known = answers.get(described.fingerprint)
     if known is None:
         known = decide(tuner, described)
-        state.remember(described.fingerprint, known)
+        state.remember(answers, described.fingerprint, known)
     return known
 
 

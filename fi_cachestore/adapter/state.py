@@ -222,15 +222,16 @@ class AdapterState:
 
     # -- memory of answers ------------------------------------------------------------------------------------------------------
 
-    def answer(self, call: bytes) -> Decision | None:
-        """Return the remembered answer to a very call."""
-        return self._answers.get(call)
+    @property
+    def answers(self) -> dict[bytes, Decision]:
+        """The remembered answers to very calls: as long as nothing changes, the same mapping."""
+        return self._answers
 
-    def remember(self, call: bytes, decision: Decision) -> None:
-        """Remember an answer, hit or miss, until something changes."""
-        if len(self._answers) >= _MAX_REMEMBERED:
-            self._answers.clear()
-        self._answers[call] = decision
+    def remember(self, answers: dict[bytes, Decision], call: bytes, decision: Decision) -> None:
+        """Remember an answer, hit or miss, in the mapping that was there before it was worked out: a change since has left that behind."""
+        if len(answers) >= _MAX_REMEMBERED:
+            answers.clear()
+        answers[call] = decision
 
     def is_tuned(self, call: bytes) -> bool:
         """Whether all profiles of a very call were seen to in the open session."""
@@ -244,7 +245,7 @@ class AdapterState:
 
     def forget_answers(self) -> None:
         """Drop remembered answers: there are new records."""
-        self._answers.clear()
+        self._answers = {}
         self.memo = Memo(self._fingerprints, is_open=self._is_serving())
 
     def forget(self) -> None:

@@ -21,6 +21,8 @@ except ImportError:  # a part of torch without a promise; without it the facts a
     _guards = None  # type: ignore[assignment]
 
 _MAX_KNOWN: Final = 4096
+_MAX_COMPARISONS: Final = 8
+"""How often in a row torch may be told of tensors that it then does not find alike, because of what is no fact here (grad modes)."""
 _facts: Final = attrgetter("shape", "dtype", "device", "layout")
 _strides: Final = torch.Tensor.stride
 _is_nested: Final = attrgetter("is_nested")
@@ -35,6 +37,7 @@ class Tensors:
         self._numbers = itertools.count()
         self._before = -1
         self._last: tuple[Callable[..., bool], int] = (_never, -1)
+        self._comparison_count = 0
 
     def number(self, tensors: Sequence[torch.Tensor]) -> int:
         """Return the number of some tensors.
@@ -53,7 +56,10 @@ class Tensors:
         number = self._known.get(facts)
         if number is None:
             number = kept(self._known, facts, next(self._numbers), _MAX_KNOWN)
-        if number == self._before:  # the second time in a row: probably not the last
+        if number != self._before:
+            self._comparison_count = 0
+        elif self._comparison_count < _MAX_COMPARISONS:  # the second time in a row: probably not the last
+            self._comparison_count += 1
             is_alike = _comparison(tensors, facts)
             if _collect(tensors) == facts:  # nobody has changed one meanwhile
                 self._last = is_alike, number
@@ -69,11 +75,22 @@ def _comparison(tensors: Sequence[torch.Tensor], facts: Sequence[Any]) -> Callab
     """Return what tells whether as many other tensors are alike."""
     if not tensors or not hasattr(_guards, "TensorGuards"):
         return _never
-    count = len(tensors)
-    sizes: list[Any] = [list(shape) for shape, *_ in facts[:count]]
-    strides: list[Any] = [list(stride) for stride in facts[count:]]
-    found: Callable[..., bool] = _guards.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
-    return found
+    places: dict[int, int] = {}
+    for place, tensor in enumerate(tensors):
+        places.setdefault(id(tensor), place)
+    first = list(places.values())
+    sizes: list[Any] = [list(facts[place][0]) for place in first]
+    strides: list[Any] = [list(facts[len(tensors) + place]) for place in first]
+    once = [tensors[place] for place in first]
+    check: Callable[..., bool] = _guards.TensorGuards(*once, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+    if len(first) == len(tensors):
+        return check
+    twins = [(places[id(tensor)], place) for place, tensor in enumerate(tensors) if places[id(tensor)] != place]
+
+    def is_alike(*others: torch.Tensor) -> bool:  # torch finds no two alike that are one and the same
+        return all(others[here] is others[there] for here, there in twins) and check(*[others[place] for place in first])
+
+    return is_alike
 
 
 def _never(*_: torch.Tensor) -> bool:

@@ -465,6 +465,18 @@ def test_tensors_have_the_number_of_others_only_if_they_are_alike_in_every_fact(
         assert known.number([torch.zeros(4, 6), torch.zeros(8)]) in numbers
 
 
+def test_one_tensor_in_two_places_is_compared_too(monkeypatch):
+    known, tensor, other = Tensors(), torch.zeros(4, 6), torch.zeros(4, 6)
+    number = [known.number([tensor, tensor, other]) for _ in range(4)][-1]
+    monkeypatch.setattr(tensors, "_collect", lambda _: pytest.fail("the facts are collected"))
+    assert known.number([tensor, tensor, other]) == number
+    assert known.number([other, other, tensor]) == number
+    monkeypatch.undo()
+    assert known.number([tensor, other, tensor]) == number
+    assert known.number([tensor, torch.zeros(6, 4).T, other]) != number
+    assert known.number([tensor, tensor, torch.zeros(6, 4).T]) != number
+
+
 def test_torch_compares_tensors_here():
     assert hasattr(tensors._guards, "TensorGuards"), "torch has it no more: serving costs twice as much"
 
