@@ -35,6 +35,10 @@ class Memo:
         self._old: dict[Fingerprint, Answer] = {}
         self._failures: dict[str, int] = {}
 
+    def __len__(self) -> int:
+        """Return how many answers are remembered."""
+        return len(self._young.keys() | self._old.keys())
+
     def find(
         self,
         tuner: AutoTuner,
