@@ -124,6 +124,9 @@ class Bench:
         count = self.scaled(PUBLISHED) if self.scale < 1 else PUBLISHED
         records = [fresh_record(number) for number in range(count)]
         stores = {name: open_root(self.base / f"publish-{name}", durable=name == "durable").records for name in ("plain", "durable")}
+        for name in stores:
+            for fan_out in range(256):  # as in a root that is in use: the first record in each folder costs one more fsync
+                (self.base / f"publish-{name}" / "objects" / f"{fan_out:02x}").mkdir(parents=True)
         v2 = ManagedAutotuneCache(MANIFEST, root=self.base / "publish-v2")
         sides: dict[str, Callable[[int], object]] = {
             "plain": lambda number: stores["plain"].publish(records[number]),
