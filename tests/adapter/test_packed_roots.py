@@ -140,6 +140,7 @@ def second_attach(root):
 
 def test_contracts_are_read_once_per_process(tmp_path):
     fresh(tuned, tmp_path)
+    believe(tmp_path)
     assert fresh(second_attach, tmp_path) == []
 
 
