@@ -7,7 +7,7 @@ import types
 
 import pytest
 import torch
-from flashinfer.autotuner import AutoTuner, TunableRunner
+from flashinfer.autotuner import AutoTuner, DynamicTensorSpec, TunableRunner, TuningConfig, make_bucket_mapper
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ from fi_cachestore.environment.identity import Environments
 from fi_cachestore.keys.model import TuneKey
 from tests.adapter import runners as module_of_runners
 from tests.adapter.cases import CASES, Case
-from tests.adapter.runners import Kind, PlainRunner, config, matrix, with_output
+from tests.adapter.runners import BUCKETS, Kind, PlainRunner, config, matrix, with_output
 
 INTROSPECTOR = Introspector(flashinfer_contracts(), Environments())
 
@@ -54,7 +54,7 @@ def described(case):
     keys = view.keys(call.bucket(), serving=True)
     if view.gaps or not all(isinstance(key, TuneKey) for key in keys):
         return None
-    return tuple(key.digest for key in keys), view.left_out, call.raw_dims
+    return tuple(key.digest for key in keys), view.left_out_digest, view.schema.digest, call.raw_dims
 
 
 # -- collisions -------------------------------------------------------------------------------------------------------------------
@@ -195,6 +195,13 @@ def test_a_difference_anywhere_is_a_difference_of_the_fingerprint(prints, name):
     assert found == [taken(prints, case) for case in DIFFERENT[name]]
 
 
+@pytest.mark.parametrize("place", ["variable", "other", "keyword"])
+def test_what_a_factory_puts_into_methods_is_in_the_key(place):
+    keys = [described(of(made(**{place: value})))[0] for value in (1, 2, True, 1)]
+    assert len({*keys[:3]}) == 3
+    assert keys[0] == keys[3]
+
+
 def test_objects_made_anew_have_the_same_fingerprint(prints):
     def anew():
         return Case(made(), [matrix(50), Options(1), [1]], {"out": matrix(50)}, config())
@@ -243,6 +250,37 @@ def test_what_changes_under_a_live_runner_is_seen(prints, monkeypatch, change):
     assert before is not None
     CHANGES[change](case.runner, monkeypatch)
     assert taken(prints, case) != before
+
+
+class StraightRunner(PlainRunner):
+    def __init__(self, value):
+        self.value = value
+
+
+STRAIGHT = TuningConfig(dynamic_tensor_specs=(DynamicTensorSpec((0,), (0,), BUCKETS, make_bucket_mapper(BUCKETS)),))
+
+
+def test_straight_calls_tell_everything_apart_too(prints, monkeypatch):
+    def case(value=1, second=1, rows=50, op="op"):
+        return Case(StraightRunner(value), [matrix(rows), second], {}, STRAIGHT, op)
+
+    cases = [
+        case(),
+        case(True),
+        case(2),
+        case("1"),
+        case(b"1"),
+        case(None),
+        case(second=True),
+        case(second=2),
+        case(rows=51),
+        case(op="other"),
+    ]
+    found = [[taken(prints, each) for each in cases] for _ in range(3)][-1]
+    assert all(isinstance(one[0], int) for one in found), "not read straight"
+    assert len({*found}) == len(cases)
+    monkeypatch.setattr(PlainRunner, "get_valid_tactics", other_list)
+    assert taken(prints, cases[0]) not in (None, *found)
 
 
 def test_a_closure_that_is_rebound_is_seen(prints):
