@@ -105,7 +105,10 @@ class Classes:
 
     def _look_at(self, cls: type, base: type, facts_of: Callable[[], Facts]) -> ClassPlan:
         is_runner = base is TunableRunner
-        found = [look_at_owner(owner, counts_defaults=is_runner) for owner in owners(cls, base)]
+        below = tuple(owners(cls, base))
+        if below != cls.__mro__[: len(below)]:
+            raise UnreadableError  # some come after the base, as the second base of a runner does
+        found = [look_at_owner(owner, counts_defaults=is_runner) for owner in below]
         cells = cells_of(cls, len(found)) if is_runner else Cells()
         signature = (is_runner, cells, tuple(signature for _, signature, _ in found))
         facts = self._facts.get(signature) or kept(self._facts, signature, facts_of())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from types import CodeType, FunctionType
@@ -24,7 +24,7 @@ _OPTIONAL: Final = [name for name in ("use_cold_l2_graph_replay", "cuda_graph_pr
 _facts: Final = attrgetter("dynamic_tensor_specs", "constraint_specs", "use_cuda_graph", "use_cold_l2_cache", *_OPTIONAL)
 _spec_facts: Final = attrgetter("input_idx", "dim_idx", "gen_tuning_buckets", "map_to_tuning_buckets")
 _constraint_facts: Final = attrgetter("input_idx", "dim_idx", "infer_shape")
-_code: Final = attrgetter("__code__")
+_code: Final = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,13 @@ class ConfigPlan:
     specs: list[tuple[Any, ...]]
     constraints: list[tuple[Any, ...]]
     functions: tuple[FunctionType, ...]
-    codes: list[CodeType]
+    codes: list[tuple[CodeType, tuple[Any, ...] | None, Mapping[str, Any] | None]]
     loose: tuple[FunctionType, ...]
     number: int
     readings: Readings
 
     def is_current(self, config: TuningConfig) -> bool:
-        """Whether this is the config, with the same specs and functions as before, and these with the same code."""
+        """Whether this is the config, with the same specs and functions as before, and these with the same code and defaults."""
         facts = _facts(config)
         return (
             self.ref() is config

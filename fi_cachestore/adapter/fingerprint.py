@@ -123,7 +123,7 @@ class Fingerprints:
         readings, given, in_force = known.readings, self._look_at_inputs(inputs), _in_force(has, call[0], known.readings)
         parts: list[Any] = [call[0], known.number, given.number, len(runners), *map(readings.cells, known.loose), in_force]
         values = [*given.atoms(inputs)]
-        tensors = self._tensors.get((call[0], given.number)) or kept(self._tensors, (call[0], given.number), Tensors())
+        tensors = self._tensors.get((call[0], given.number)) or kept(self._tensors, (call[0], given.number), Tensors(self._numbers))
         parts += (tensors.number(given.tensors(inputs)), *(readings.of(inputs[index]) for index in given.others))
         read = [self._read_runner(runner, parts, values, readings) for runner in runners]
         for runner, (plan, _) in zip(runners, read, strict=True):

@@ -91,7 +91,7 @@ def is_current(cls: type, plan: ClassPlan) -> bool:
         for function, code, defaults in zip(has.functions(members), has.codes, has.defaults):  # noqa: B905 - of one length
             if function.__code__ is not code or function.__defaults__ is not defaults or function.__kwdefaults__ is not None:
                 return False
-        if not plan.is_runner and _codes_in(owner, has.wrapped) != has.wrapped_codes:
+        if has.wrapped and _codes_in(owner, has.wrapped) != has.wrapped_codes:
             return False
     return True
 
@@ -220,6 +220,8 @@ def _wrapped(member: Any, node: Mapping[str, Any], readings: Readings) -> Hashab
 
 def _odd(member: Any, name: str, node: Mapping[str, Any], readings: Readings) -> Hashable:
     """Return the reading of an attribute of a class that is neither a method nor an atom."""
+    if next(functions_in(member), None) is not None:
+        raise UnreadableError  # it was none when the class was looked at
     role = (node.get("class") or {}).get(name)
     is_left_out = node.get(name) is Role.RESOURCE or role not in (None, Role.SEMANTIC) or role_by_name(name, member) is not None
     return readings.held(member) if is_left_out or not is_plain(member) else readings.of(member)

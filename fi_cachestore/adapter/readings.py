@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from enum import Enum
@@ -103,7 +104,8 @@ class Readings:
             return "varies", _type_name(type(item))
         if below is None and name.endswith("_cache") and not is_data(item):
             return self.held(item)
-        return self.of(item, below if isinstance(below, dict) else None, depth)
+        found = self.of(item, below if isinstance(below, dict) else None, depth)
+        return ("mapper", found) if callable(item) and self._is_own_mapper(item) else found
 
     def held(self, item: Any, depth: int = 0) -> Hashable:
         """Return the reading of a resource: scalar plain data and tuples of them by value, everything else by its type alone."""
@@ -142,7 +144,7 @@ class Readings:
         if isinstance(obj, Mapping):
             return name, tuple((self.of(key, None, depth), self.of(item, None, depth)) for key, item in obj.items())
         if isinstance(obj, AbstractSet):
-            return name, frozenset(self.of(item, None, depth) for item in obj)
+            return name, frozenset(Counter(self.of(item, None, depth) for item in obj).items())  # items that are unequal may read alike
         if isinstance(obj, tuple) and hasattr(obj, "_fields"):
             return name, tuple((field, self.of(getattr(obj, field), None, depth)) for field in obj._fields)
         return name, tuple(self.of(item, None, depth) for item in obj)

@@ -203,9 +203,10 @@ class AdapterState:
         if (tuning := self.tuning) is not None:
             return tuning.overrides.rule
         device = default_device()
-        rule = self._in_force.get(device.type)
+        in_force = self._in_force
+        rule = in_force.get(device.type)
         if rule is None:
-            rule = self._in_force[device.type] = self.rules(device)[0]
+            rule = in_force[device.type] = self.rules(device)[0]
         return rule
 
     def rules(self, device: Device) -> tuple[Rule, ...]:
@@ -250,9 +251,9 @@ class AdapterState:
 
     def forget(self) -> None:
         """Drop every remembered answer and rule: sessions, records or rules have changed."""
-        self.forget_answers()
+        self._in_force = {}
         self._tuned.clear()
-        self._in_force.clear()
+        self.forget_answers()
 
     def _is_serving(self) -> bool:
         """Whether records alone answer calls now, through a tuner whose ways are known."""

@@ -6,8 +6,7 @@ guards of compiled code, several times as fast as Python can collect the same fa
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -31,10 +30,10 @@ _is_nested: Final = attrgetter("is_nested")
 class Tensors:
     """Numbers for the tensors of calls of one kind: the same for tensors that are alike in every fact, for no others ever. Thread-safe."""
 
-    def __init__(self) -> None:
-        """Know nothing yet."""
+    def __init__(self, numbers: Iterator[int]) -> None:
+        """Know nothing yet. ``numbers`` never repeat, also where another thread or a later call starts anew for such calls."""
         self._known: dict[tuple[Any, ...], int] = {}
-        self._numbers = itertools.count()
+        self._numbers = numbers
         self._before = -1
         self._last: tuple[Callable[..., bool], int] = (_never, -1)
         self._comparison_count = 0

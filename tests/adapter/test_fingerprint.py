@@ -111,11 +111,58 @@ def made(*, variable=1, default=1, other=1, plain=1, keyword=1, decorated=1):
     return Made()
 
 
+def switched(is_first, tile):
+    """A runner of one of two classes that differ in methods that are read each time: in what these close over, and in what they assign."""
+    one = other = 1
+
+    class Switched(PlainRunner):
+        if is_first:
+
+            def sum(self, more=[]):  # noqa: B006
+                return one
+
+            def note(self, more=[]):  # noqa: B006
+                self.items = more
+
+        else:
+
+            def sum(self, more=[]):  # noqa: B006
+                return one + other
+
+            def note(self, more=[]):  # noqa: B006
+                return self.items
+
+        def which(self):
+            return tile
+
+    return Switched()
+
+
+def with_items(runner, items):
+    vars(runner).update(items=items)
+    return runner
+
+
+@dataclasses.dataclass(eq=False)
+class Identical:
+    """Equal to nothing but itself, whatever it holds."""
+
+    tile: int
+
+    def nearest(self, size):
+        return size // self.tile * self.tile
+
+
+STEP = Identical(16).nearest
+
+
 def of(runner, inputs=None, arguments=None, settings=None):
     return Case(runner, [matrix(50)] if inputs is None else inputs, arguments or {}, settings or SETTINGS)
 
 
 SETTINGS = config()
+STEPS = config()
+STEPS.dynamic_tensor_specs[0].map_to_tuning_buckets = STEP
 VALUES = [
     None,
     True,
@@ -145,6 +192,14 @@ DIFFERENT = {
     "scalar of a resource": [of(ShapedRunner(some_cache=None)), of(ShapedRunner(some_cache={}))],
     "inner runner": [
         of(ShapedRunner(inner=inner)) for inner in (ShapedRunner(a=1), ShapedRunner(a=2), PlainRunner(), made(variable=1), made(variable=2))
+    ],
+    "number of items that look alike": [of(ShapedRunner(held={*map(Identical, tiles)})) for tiles in ((1,), (1, 1), (1, 1, 2), (1, 2, 2))],
+    "mapper of the call, and its double": [
+        of(ShapedRunner(held=mapper), settings=STEPS) for mapper in (STEP, types.MethodType(STEP.__func__, STEP.__self__))
+    ],
+    "closure of a class like another": [of(switched(is_first, tile)) for is_first in (True, False) for tile in (1, 2)],
+    "attribute of a class like another that assigns it": [
+        of(with_items(switched(is_first, 1), items)) for is_first, items in ((True, [1]), (False, [1]), (False, [2]))
     ],
     "namespace": [of(ShapedRunner(held=types.SimpleNamespace(tile=tile))) for tile in (1, 2)],
     "nested options": [of(ShapedRunner(held=Options(1, Options(tile)))) for tile in (1, 2)],
@@ -313,6 +368,59 @@ def test_a_config_that_is_changed_in_place_is_seen(prints, field):
             case.config.use_cuda_graph = True
     assert before is not None
     assert taken(prints, case) != before
+
+
+def test_a_bucket_mapper_with_other_defaults_is_seen(prints):
+    def mapper(size, step=16):
+        return size // step * step
+
+    settings = config()
+    settings.dynamic_tensor_specs[0].map_to_tuning_buckets = mapper
+    case = of(PlainRunner(), settings=settings)
+    before = [taken(prints, case) for _ in range(3)][-1]
+    mapper.__defaults__ = (32,)
+    assert before is not None
+    assert taken(prints, case) != before
+
+
+def test_a_table_of_a_class_that_becomes_a_method_is_seen(prints, monkeypatch):
+    case = of(ShapedRunner())
+    found = [taken(prints, case)]
+    for method in (other_list, PlainRunner.get_valid_tactics):
+        monkeypatch.setattr(ShapedRunner, "table", method)
+        found.append(taken(prints, case))
+    assert found[0] is not None
+    assert found[1:] == [None, None]
+
+
+def made_with_a_second_base(tile):
+    class Second:
+        def which(self):
+            return tile
+
+    class Both(TunableRunner, Second):
+        def get_valid_tactics(self, inputs, profile):
+            return [self.which()]
+
+        def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+            return inputs[0]
+
+    return Both()
+
+
+def test_a_runner_with_bases_after_the_base_of_all_has_none(prints):
+    assert [taken(prints, of(made_with_a_second_base(tile))) for tile in (1, 2)] == [None, None]
+
+
+def test_what_is_forgotten_of_many_ops_is_not_taken_for_what_comes_later(prints):
+    def case(number, rows):
+        return Case(PlainRunner(), [matrix(rows)], {"value": 1}, SETTINGS, f"op {number}")
+
+    first = taken(prints, case(0, 50))
+    for number in range(1, 600):
+        taken(prints, case(number, 50))
+    assert first is not None
+    assert taken(prints, case(0, 51)) != first
 
 
 def test_a_bucket_mapper_whose_closure_is_rebound_is_seen(prints):
@@ -493,7 +601,7 @@ UNLIKE = [
 def test_tensors_have_the_number_of_others_only_if_they_are_alike_in_every_fact(monkeypatch, has_comparison):
     if not has_comparison:
         monkeypatch.setattr(tensors, "_guards", None)
-    known = Tensors()
+    known = Tensors(itertools.count())
     numbers = {known.number([torch.zeros(4, 6), torch.zeros(8)]) for _ in range(4)}
     assert len(numbers) == 1
     for other in UNLIKE:
@@ -504,7 +612,7 @@ def test_tensors_have_the_number_of_others_only_if_they_are_alike_in_every_fact(
 
 
 def test_one_tensor_in_two_places_is_compared_too(monkeypatch):
-    known, tensor, other = Tensors(), torch.zeros(4, 6), torch.zeros(4, 6)
+    known, tensor, other = Tensors(itertools.count()), torch.zeros(4, 6), torch.zeros(4, 6)
     number = [known.number([tensor, tensor, other]) for _ in range(4)][-1]
     monkeypatch.setattr(tensors, "_collect", lambda _: pytest.fail("the facts are collected"))
     assert known.number([tensor, tensor, other]) == number
@@ -520,7 +628,7 @@ def test_torch_compares_tensors_here():
 
 
 def test_a_tensor_that_is_reshaped_in_place_is_seen():
-    known, tensor = Tensors(), torch.zeros(4, 6)
+    known, tensor = Tensors(itertools.count()), torch.zeros(4, 6)
     before = [known.number([tensor]) for _ in range(4)][-1]
     tensor.t_()
     turned = known.number([tensor])

@@ -12,7 +12,7 @@ import torch
 from flashinfer.autotuner import AutoTuner, DynamicTensorSpec, TuningConfig, make_bucket_mapper
 
 import fi_cachestore
-from fi_cachestore.adapter import serve
+from fi_cachestore.adapter import serve, tensors
 from fi_cachestore.adapter.fingerprint import Fingerprints
 from fi_cachestore.adapter.memo import Memo
 from fi_cachestore.adapter.symbols import check
@@ -110,6 +110,47 @@ def test_runners_without_a_fingerprint_are_served_all_the_same(root, described):
     assert len(described) == 40
     assert ask() == ask() == (0, 2)
     assert len(described) == 41
+
+
+def asked(runner, rows=50, op="op", **arguments):
+    return AutoTuner.get(), op, [runner], SETTINGS, [matrix(rows)], arguments
+
+
+class Liar:
+    """Equal to everything, with the hash of 1."""
+
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return hash(1)
+
+
+class Raising:
+    def __eq__(self, other):
+        raise RuntimeError
+
+    def __hash__(self):
+        raise RuntimeError
+
+
+class LyingInt(int):
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return hash(1)
+
+
+@pytest.mark.parametrize("other", [Liar(), Raising(), LyingInt(2), True, 1.0, object()], ids=lambda other: type(other).__name__)
+def test_values_that_pass_for_a_known_one_find_nothing(root, other):
+    fi_cachestore.attach(root=root)
+    memo = Memo(Fingerprints(AutoTuner.get().state.introspector), is_open=True)
+    for value, place in ((1, FirstRunner(tile=1)), (2, PlainRunner())):
+        memo.keep(memo.begin(*asked(place, value=1)), (0, value), *asked(place, value=1))
+        assert memo.find(*asked(place, value=1)) == (0, value)
+    assert memo.find(*asked(FirstRunner(tile=other), value=1)) is None
+    assert memo.find(*asked(PlainRunner(), value=other)) is None
 
 
 # -- what is forgotten ------------------------------------------------------------------------------------------------------------
@@ -217,6 +258,33 @@ def test_sixteen_threads_get_their_own_answers(root):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_threads_that_meet_an_op_at_the_same_time_number_no_two_shapes_alike(root, monkeypatch):
+    """Both find that nobody has numbered tensors of such calls yet."""
+    fi_cachestore.attach(root=root)
+    memo = Memo(Fingerprints(AutoTuner.get().state.introspector), is_open=True)
+    memo.begin(*asked(PlainRunner(), op="another", value=1))  # all else has its number
+    meeting, made = threading.Barrier(2), tensors.Tensors.__init__
+
+    def together(self, *given):
+        made(self, *given)
+        meeting.wait(10)
+
+    monkeypatch.setattr(tensors.Tensors, "__init__", together)
+    found = {}
+
+    def call(rows):
+        AutoTuner.get()._get_override_stack(), AutoTuner.get()._get_skip_ops_stack()
+        found[rows] = memo.begin(*asked(PlainRunner(), rows, value=1))
+
+    threads = [threading.Thread(target=call, args=(rows,)) for rows in (50, 51)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert None not in found.values()
+    assert found[50] != found[51]
 
 
 def test_it_is_bounded_and_what_is_asked_for_stays(root):
