@@ -5,10 +5,10 @@ import sys
 import pytest
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(580)
 def test_the_demo_shows_what_it_says(tmp_path):
     command = [sys.executable, "-m", "fi_cachestore.cli.main", "demo", "--root", str(tmp_path), "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=270)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=570)
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)
     assert document["cold"]["profile_count"] == 12
