@@ -87,13 +87,17 @@ def left_out_digest(values: LeftOut) -> Digest:
 
 
 def joint(these: LeftOut, those: LeftOut) -> LeftOut:
-    """Return the values of two processes as one: equal ones as they are, others as a pair. The order of the two is irrelevant."""
+    """Return the values of two processes as one: equal ones as they are, others as a pair. The order of the two is irrelevant.
+
+    It is so as a whole: (1, 2) with (3, 4) is not (1, 4) with (3, 2).
+    """
     if these == those:
         return these
+    first, second = sorted((these, those), key=left_out_digest)
     found: dict[str, Digest] = {}
-    for path in sorted({*these, *those}):
-        pair = sorted((these.get(path, ""), those.get(path, "")))
-        found[path] = Digest(pair[0]) if pair[0] == pair[1] else left_out_digest_of(encode(tuple(pair)))
+    for path in sorted({*first, *second}):
+        pair = (first.get(path, ""), second.get(path, ""))
+        found[path] = Digest(pair[0]) if pair[0] == pair[1] else left_out_digest_of(encode(pair))
     return found
 
 

@@ -166,3 +166,10 @@ def test_values_of_two_sides_are_one_pair_in_either_order():
     assert joint(one, other) == joint(other, one)
     pairs = [joint(one, other), joint(one, third), joint(other, third), one, other, third, joint(one, {}), joint({}, other)]
     assert len({left_out_digest(pair) for pair in pairs}) == len(pairs)
+
+
+def test_values_of_two_sides_are_not_exchanged_one_by_one():
+    low, high, mixed, other = (
+        view(Holding(tp_rank=tp_rank, ep_rank=ep_rank)).left_out_values for tp_rank, ep_rank in ((0, 0), (1, 1), (0, 1), (1, 0))
+    )
+    assert left_out_digest(joint(low, high)) != left_out_digest(joint(mixed, other))
