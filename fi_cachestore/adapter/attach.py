@@ -320,6 +320,7 @@ def _commit(attached: Attached, state: AdapterState) -> None:
 def _detach(attached: Attached, state: AdapterState) -> None:
     with _lock:
         missing.keep(state)
+        state.hold(attached.session.belief.quarantined)
         state.remove(attached)
         tuner = AutoTuner.get()
         if not state.attached and isinstance(tuner, CacheStoreTuner) and tuner.state is state:

@@ -58,6 +58,7 @@ def test_a_second_layout_is_caught_quarantined_and_served_by_nobody(tmp_path):
     second = start(tmp_path, False)
     assert (second.tactic, second.after) == (3, 3), "tuned in memory, by its own list"
     assert "another tactic list" in str(second.report.quarantined)
+    assert second.report.run_count == 0, "what its own list does not have is not run, to see what happens"
     assert verdicts(tmp_path) == {"quarantine": 1}
     assert_nobody_is_served(tmp_path)
 
