@@ -8,13 +8,14 @@ from flashinfer.autotuner import AutoTuner
 
 import fi_cachestore
 from fi_cachestore.adapter import attach as attach_module
+from fi_cachestore.adapter import cuda
 from fi_cachestore.adapter.roles import Role
 from fi_cachestore.environment.process import Process, process_identity
 from fi_cachestore.keys.schema import left_out_digest
 from fi_cachestore.store.open import open_store
 from fi_cachestore.store.verdicts import VerdictFolder
 from tests.adapter.believing import verdicts
-from tests.adapter.doubtful import RIGHT, WRONG, CountingRunner, SeedRunner, ask, layout_called, replay, tune
+from tests.adapter.doubtful import RIGHT, WRONG, CountingRunner, Killing, SeedRunner, ask, layout_called, replay, tune
 from tests.adapter.processes import fresh
 from tests.adapter.runners import config, matrix, timed
 from tests.adapter.test_sizes import with_contract
@@ -145,6 +146,32 @@ def test_a_validation_under_the_name_of_other_values_or_of_another_schema_valida
     for op in ("op", "another"):
         served = serve(tmp_path / "two", True, op=op)
         assert (served.tactic, served.report.misses) == (-1, {"unproven": 1})
+
+
+# -- what is not tried ------------------------------------------------------------------------------------------------------------
+
+
+def in_a_capture():
+    layout_called(WRONG)
+    cuda.is_capturing = lambda: True
+
+
+def test_nothing_is_tried_out_while_a_graph_is_captured(tmp_path):
+    start(tmp_path, True)
+    captured = fresh(tune, tmp_path, SeedRunner(True), in_a_capture)
+    assert (captured.tactic, captured.measured, captured.counts) == (-1, [], {"listings": 0, "runs": 0})
+    assert verdicts(tmp_path) == {}
+    assert start(tmp_path, True).report.verified_count == 2
+
+
+def block_the_fastest():
+    AutoTuner.get()._blocklist._invalid["op::Killing"] = {3}
+
+
+def test_a_tactic_that_flashinfer_blocks_is_not_even_tried(tmp_path):
+    assert fresh(tune, tmp_path, Killing()).tactic == 3
+    second = fresh(tune, tmp_path, Killing("SIGSEGV"), block_the_fastest)
+    assert (second.tactic, second.measured, second.report.verified_count) == (2, [], 2)
 
 
 # -- sessions ---------------------------------------------------------------------------------------------------------------------
