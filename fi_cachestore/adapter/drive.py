@@ -65,8 +65,8 @@ def choose(
                 return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
         steps = [[step_of(tuner, described.view(0, index), opt_shapes) for opt_shapes in shapes] for index in range(len(runners))]
         if communicates:
-            if not together.see_to(tuner, attached, described, steps, lambda view, frame: _pass(tuner, view, frame, config)):
-                tuner.state.note_ephemeral(op, "collective op that not all ranks of a group ask for")
+            if why := together.see_to(tuner, attached, described, steps, lambda view, frame: _pass(tuner, view, frame, config)):
+                tuner.state.note_ephemeral(op, why)
                 return runners[0], DEFAULT_TACTIC
         elif _see_to_all(tuner, attached.session, described, profiles, steps, config) is Course.DEFAULT:
             return runners[0], DEFAULT_TACTIC

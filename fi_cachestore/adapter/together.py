@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
+from fi_cachestore.adapter import trust
 from fi_cachestore.adapter.frames import Frame, Step
 from fi_cachestore.adapter.introspect import RunnerView
 from fi_cachestore.adapter.serve import Description
@@ -15,12 +16,15 @@ from fi_cachestore.errors import BoardLostError
 from fi_cachestore.group import CHOICES, Group
 from fi_cachestore.records.envelope import seal
 from fi_cachestore.records.record import Record
+from fi_cachestore.session import Session
 
 if TYPE_CHECKING:
     from fi_cachestore.adapter.tuner import CacheStoreTuner
 
 _VOTE_BYTES: Final = 32
 _ABSENT: Final = bytes(_VOTE_BYTES)
+_BANNED: Final = b"\xff" * _VOTE_BYTES
+_NOT_ASKED: Final = "collective op that not all ranks of a group ask for"
 
 
 def see_to(
@@ -29,25 +33,27 @@ def see_to(
     described: Description,
     steps: Sequence[list[Step]],
     run_loop: Callable[[RunnerView, Frame], None],
-) -> bool:
-    """Have every profile of a communicating op answered on all ranks alike; return whether that was possible.
+) -> str:
+    """Have every profile of a communicating op answered on all ranks alike; return why that is not possible, empty where it was.
 
     ``steps`` has the profiles by runner. The ranks vote on what each holds: a record that all hold is served, everything else is measured
-    by all of them in FlashInfer's own loop (``run_loop``), which averages over the group; the first rank publishes.
+    by all of them in FlashInfer's own loop (``run_loop``), which averages over the group; the first rank publishes. A key schema that
+    one rank may not serve is a veto: none of them serves or measures the call.
     """
     session, group = attached.session, attached.session.group
     if group is None:
-        return False
+        return _NOT_ASKED
     every = [step for of_runner in steps for step in of_runner]
     if any(not step.keys for step in every):
-        return False
+        return _NOT_ASKED
     for step in every:
         step.record = session.answered(step.keys)
     number = session.count(described.op)
+    ballot = b"".join(_ballot(tuner, session, described.view(0, index), of_runner) for index, of_runner in enumerate(steps))
     try:
-        held = _vote(group, described.op, number, every)
+        held = _vote(group, f"vote/{described.op}/{number}", ballot)
         if held is None:
-            return False
+            return trust.QUARANTINED if _BANNED in ballot else _NOT_ASKED
         for step, is_held in zip(every, held, strict=True):
             step.is_done = is_held
         if not all(held):
@@ -56,30 +62,39 @@ def see_to(
             session.known.adopt([step.key.digest for step in every])
     except BoardLostError as error:
         group.lose(error)
-        return False
+        return _NOT_ASKED
     records = [step.record for step in every if step.record is not None]
     tuner.state.remember_vote([*(step.key.digest for step in every), *(record.digest for record in records)])
-    return True
+    return ""
 
 
-def _vote(group: Group, op: str, number: int, steps: Sequence[Step]) -> list[bool] | None:
-    """Return, by profile, whether all ranks hold the same record; ``None`` where a rank is missing or asks for another call.
+def _ballot(tuner: CacheStoreTuner, session: Session, view: RunnerView, steps: Sequence[Step]) -> bytes:
+    """Return what this rank holds for the profiles of one runner."""
+    why = trust.banned_because(tuner.state, view)
+    if why:
+        session.belief.note_quarantined(view.schema.digest, why)
+    return b"".join(bytes.fromhex(step.key.digest) + (_BANNED if why else _content(step.record)) for step in steps)
+
+
+def _vote(group: Group, name: str, ballot: bytes) -> list[bool] | None:
+    """Return, by profile, whether all ranks hold the same record; ``None`` where a rank is missing, asks for another call or has a veto.
 
     The first rank's finding counts for all: one that has given up another must not leave it alone in a collective.
     """
-    ballot = b"".join(bytes.fromhex(step.key.digest) + _content(step.record) for step in steps)
-    votes = group.ranks.gather(f"vote/{op}/{number}", ballot, past=CHOICES)
+    votes = group.ranks.gather(name, ballot, past=CHOICES)
     finding = _counted(votes, len(ballot)) if len(votes) == group.ranks.size else b""
-    decided = group.ranks.decide(f"vote/{op}/{number}", finding)
-    return [bool(held) for held in decided] if len(decided) == len(steps) else None
+    decided = group.ranks.decide(name, finding)
+    return [bool(held) for held in decided] if len(decided) == len(ballot) // (2 * _VOTE_BYTES) else None
 
 
 def _counted(votes: Mapping[int, bytes], size: int) -> bytes:
-    """Return a byte per profile, 1 where all ranks hold the same record; nothing where they ask for different calls."""
+    """Return a byte per profile, 1 where all ranks hold the same record; nothing where they ask for different calls or one has a veto."""
     if any(len(vote) != size for vote in votes.values()):
         return b""
     rows = [{vote[at : at + 2 * _VOTE_BYTES] for vote in votes.values()} for at in range(0, size, 2 * _VOTE_BYTES)]
     if any(len({row[:_VOTE_BYTES] for row in found}) > 1 for found in rows):
+        return b""
+    if any(row[_VOTE_BYTES:] == _BANNED for found in rows for row in found):
         return b""
     return bytes(len(found) == 1 and next(iter(found))[_VOTE_BYTES:] != _ABSENT for found in rows)
 

@@ -11,10 +11,15 @@ from fi_cachestore.validation.ledger import Ledger
 
 def believe(*roots):
     """Have an operator trust every schema of some roots: for tests about something else than trust."""
+    say(Word.TRUSTED, *roots)
+
+
+def say(word, *roots):
+    """Have an operator say the same of every schema of some roots."""
     for root in roots:
         ledger, store = Ledger(open_root(root).verdicts), open_store(root)
         for schema in {store.get(digest).entry.evidence.schema for digest in store}:
-            ledger.override(schema, Word.TRUSTED, "a test", "trust is not its subject", 0)
+            ledger.override(schema, word, "a test", "trust is not its subject", 0)
 
 
 def verdicts(root):

@@ -6,8 +6,9 @@ import pytest
 import torch.distributed as dist
 
 import fi_cachestore
+from fi_cachestore.records.verdict import Word
 from fi_cachestore.testing.cpu_timing import cpu_timing
-from tests.adapter.believing import verdicts
+from tests.adapter.believing import say, verdicts
 from tests.adapter.doubtful import COUNTS, SPOILT, WRONG, ChangingRunner, Killing, SeedRunner, ask, layout_called, tune
 from tests.adapter.processes import fresh
 from tests.adapter.runners import BUCKETS, made_up_times
@@ -124,7 +125,20 @@ def test_a_collective_op_is_served_by_vote_and_never_verified(tmp_path):
     assert verdicts(tmp_path) == {}
 
 
-def collective(rank, root):
+@pytest.mark.parametrize("host_count", [1, 2])
+def test_a_collective_op_that_an_operator_distrusts_on_one_host_is_served_on_none(tmp_path, host_count):
+    roots = [tmp_path / f"host{number}" for number in range(host_count)]
+    assert {(inside, after) for inside, after, _ in job(2, collective, *roots)} == {(3, 3)}
+    say(Word.DISTRUSTED, roots[-1])
+    for inside, after, report in job(2, collective, *roots):
+        assert (inside, after) == (-1, -1)
+        assert "distrusted" in str(report.quarantined)
+    say(Word.EVIDENCE, roots[-1])
+    assert {(inside, after) for inside, after, _ in job(2, collective, *roots)} == {(3, 3)}
+
+
+def collective(rank, *roots):
+    root = roots[rank % len(roots)]
     runner = ChangingRunner(f"rank {rank}")
     with cpu_timing(made_up_times), fi_cachestore.autotune(root=root, group=dist.group.WORLD, collective_ops="op") as session:
         inside = ask(runner)
