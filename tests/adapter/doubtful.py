@@ -5,6 +5,7 @@ import os
 import random
 import signal
 
+import torch
 from flashinfer.autotuner import AutoTuner
 
 import fi_cachestore
@@ -136,6 +137,16 @@ class Hungry(ChangingRunner):
         if self.how_rank:
             raise MemoryError
         return rows * 2 + 1
+
+
+class Unrepeatable(ChangingRunner):
+    """Positions in a library's list, and a default whose result is another one each time: nothing can be compared."""
+
+    def listed(self, inputs):
+        return [0, 1, 2]
+
+    def result(self, rows, tactic):
+        return torch.rand_like(rows)
 
 
 SPOILT = {

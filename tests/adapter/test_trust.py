@@ -17,6 +17,7 @@ from tests.adapter.doubtful import (
     Killing,
     Ranked,
     SeedRunner,
+    Unrepeatable,
     ask,
     layout_called,
     ranking_called,
@@ -181,6 +182,15 @@ def test_without_memory_to_verify_nothing_is_served_and_nothing_is_written(tmp_p
     assert verdicts(tmp_path) == {}
     assert fresh(tune, tmp_path, Hungry()).tactic == 3
     assert verdicts(tmp_path) == {"validation": 1}
+
+
+def test_positions_whose_results_cannot_be_compared_are_not_served_and_nothing_is_written(tmp_path):
+    assert fresh(tune, tmp_path, Unrepeatable()).tactic == 2
+    second = fresh(tune, tmp_path, Unrepeatable())
+    assert (second.tactic, second.report.tuned_count) == (2, 0)
+    assert second.measured, "its own, in memory"
+    assert second.report.ephemeral["records that could not be verified"] >= 1
+    assert verdicts(tmp_path) == {}
 
 
 @pytest.mark.parametrize("how", ["SIGSEGV", "SIGABRT"])

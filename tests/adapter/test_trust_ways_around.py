@@ -1,6 +1,7 @@
 """Ways around a verdict that must not be one: processes that only serve, other sessions, rankings, files that were moved, names of processes."""
 
 from dataclasses import replace
+from functools import partial
 
 import flashinfer
 import pytest
@@ -235,3 +236,22 @@ def test_a_record_of_a_process_that_had_nearly_this_ones_name_is_anothers(tmp_pa
 def test_a_record_that_claims_to_be_this_processs_own_is_not_served_for_other_values(tmp_path):
     start(tmp_path / "root", True)
     assert fresh(claimed, tmp_path / "root", tmp_path / "forged", False, "itself") == -1
+
+
+def claiming_much(root, forged):
+    """Tune where the records of somebody else have evidence as large as a file may be."""
+    records, store = open_store(root), open_store(forged)
+    for record in (records.get(digest).entry for digest in records):
+        values = {f"attribute.x{number}": left_out_digest({}) for number in range(3000)}
+        store.publish(replace(record, evidence=replace(record.evidence, process="x" * 100_000, left_out=values)))
+    return tune(forged, SeedRunner(True), partial(layout_called, WRONG))
+
+
+def test_evidence_of_absurd_size_costs_a_verification_at_every_start_and_nothing_else(tmp_path):
+    start(tmp_path / "root", True)
+    first = fresh(claiming_much, tmp_path / "root", tmp_path / "forged")
+    assert (first.tactic, first.after, first.measured, first.report.verified_count) == (13, 13, [], 2)
+    assert serve(tmp_path / "forged", True).tactic == -1, "such a verdict does not fit into a file"
+    assert start(tmp_path / "forged", True).tactic == 13
+    assert start(tmp_path / "forged", False).tactic == 3
+    assert_nobody_is_served(tmp_path / "forged")
