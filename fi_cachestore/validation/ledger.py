@@ -51,7 +51,8 @@ class Ledger:
     """Thread-safe. Looking up only reads, and remembers what it found (also that there is nothing) until ``refresh``.
 
     In order of weight: the root's own override; a quarantine, in any layer or told by another rank; an override of a read-only layer,
-    which beats that layer's own quarantine; a validation in any layer. A layer or file that cannot be read counts as empty.
+    which beats that layer's own quarantine; a validation in any layer. A layer or file that cannot be read counts as empty, but for the
+    file of a quarantine: in doubt nothing is served.
     """
 
     def __init__(self, verdicts: Verdicts | None) -> None:
@@ -260,9 +261,18 @@ class Ledger:
                 found.trusted_because = found.trusted_because or _said(word)
             elif word is not None and word.word is Word.DISTRUSTED:
                 found.banned_because = found.banned_because or _said(word)
-            elif "quarantine" in stems and isinstance(ban := self._get(folder, schema, "quarantine"), Quarantine):
-                found.banned_because = found.banned_because or f"{ban.reason} ({ban.detail})"
+            elif "quarantine" in stems:
+                found.banned_because = found.banned_because or self._ban(folder, schema)
         return found
+
+    def _ban(self, folder: VerdictFolder, schema: Digest) -> str:
+        """Return why a folder's quarantine bans a schema. One that cannot be read bans too: somebody had a reason to write it."""
+        damaged: list[DamagedError] = []
+        found = folder.get(schema, "quarantine", damaged)
+        self._damaged.update(damage.reason for damage in damaged)
+        if isinstance(found, Quarantine):
+            return f"{found.reason} ({found.detail})"
+        return f"its quarantine cannot be read ({damaged[0].reason}: {damaged[0].detail})" if damaged else ""
 
     def _word(self, folder: VerdictFolder, schema: Digest, stems: frozenset[str]) -> Override | None:
         damaged: list[DamagedError] = []

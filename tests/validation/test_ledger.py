@@ -386,24 +386,43 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("name", DAMAGE)
-@pytest.mark.parametrize("stem", ["quarantine", f"validation-{digest_of(0)}"])
-def test_a_damaged_file_counts_as_absent_and_its_place_is_passed_over(root, name, stem):
-    make, reason = DAMAGE[name]
+def damage(root, stem, name):
     folder = root / "verdicts" / SCHEMA.digest
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    make, reason = DAMAGE[name]
     make(folder / f"{stem}.0.rec")
+    return str(folder / f"{stem}.0.rec"), reason
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_validation_counts_as_absent_and_its_place_is_passed_over(root, name):
+    path, reason = damage(root, f"validation-{digest_of(0)}", name)
     ledger = open_ledger(root)
     assert standing(ledger) is UNPROVEN
     assert ledger.damaged() == {reason: 1}
-    assert [(finding.path, finding.reason) for finding in verify(root).findings] == [(str(folder / f"{stem}.0.rec"), reason)]
+    assert [(finding.path, finding.reason) for finding in verify(root).findings] == [(path, reason)]
     promote(ledger)
     assert standing(open_ledger(root)) is VALIDATED
     quarantine(ledger)
     assert standing(open_ledger(root)) is QUARANTINED
 
 
-def test_a_file_of_a_later_format_counts_as_absent(root, monkeypatch):
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_quarantine_that_cannot_be_read_bans_all_the_same(root, name):
+    promote(open_ledger(root))
+    path, reason = damage(root, "quarantine", name)
+    ledger = open_ledger(root)
+    assert standing(ledger) is QUARANTINED
+    assert "cannot be read" in ledger.banned_because(SCHEMA.digest)
+    assert ledger.damaged() == {reason: 1}
+    assert [(finding.path, finding.reason) for finding in verify(root).findings] == [(path, reason)]
+    quarantine(ledger)
+    assert "cannot be read" not in open_ledger(root).banned_because(SCHEMA.digest)
+    overrule(ledger, Word.TRUSTED)
+    assert standing(open_ledger(root)) is VALIDATED
+
+
+def test_a_quarantine_of_a_later_format_bans(root, monkeypatch):
     from fi_cachestore.records import envelope
 
     monkeypatch.setattr(envelope, "FORMAT_VERSION", 2)
@@ -413,7 +432,7 @@ def test_a_file_of_a_later_format_counts_as_absent(root, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "quarantine.0.rec").write_bytes(later)
     ledger = open_ledger(root)
-    assert standing(ledger) is UNPROVEN
+    assert standing(ledger) is QUARANTINED
     assert ledger.damaged() == {"future-format": 1}
 
 

@@ -132,6 +132,13 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.damaged += 1
             self.folders[0].valid.discard((which, rank))
 
+    @rule(which=WHICH, content=st.binary(max_size=40))
+    def damage_a_quarantine(self, which, content):
+        """What bans goes on to ban when it turns bad on the disk."""
+        for path in (self.base / "root" / "verdicts" / SCHEMAS[which].digest).glob("quarantine.*"):
+            path.write_bytes(content)
+            self.damaged += 1
+
     @invariant()
     def all_agree(self):
         if not hasattr(self, "ledgers"):
