@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import torch
 from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
 
 from fi_cachestore.adapter import drive, pinned, ranking, serve
@@ -17,6 +18,7 @@ from fi_cachestore.adapter.frames import Frame, MemoryOnly, Trying
 from fi_cachestore.adapter.joining import timings_averaged_over
 from fi_cachestore.adapter.policy import from_rule, rule_fields
 from fi_cachestore.adapter.state import AdapterState
+from fi_cachestore.errors import PinnedMissError
 from fi_cachestore.records.rules import Rule
 
 _SCRATCH = {
@@ -31,6 +33,10 @@ _FLAGS = ("_dirty", "_dirty_seq")
 _FILE_SOURCES = {"_file_configs": dict, "_file_config_policies": dict}
 
 
+_RAISED_ON = (PinnedMissError, MemoryError, torch.cuda.OutOfMemoryError)
+"""What the caller is to see: a strict pin's word, and that memory ran out, which asking again would not mend."""
+
+
 class CacheStoreTuner(AutoTuner):
     """FlashInfer's AutoTuner over records. Never constructed: live tuners are given this class while a session is attached."""
 
@@ -42,29 +48,41 @@ class CacheStoreTuner(AutoTuner):
         self, custom_op: str, runners: list[TunableRunner], tuning_config: TuningConfig, inputs: list[Any], **kwargs: Any
     ) -> tuple[TunableRunner, Any]:
         """Return runner and tactic from records; while tuning, measure what no record answers."""
-        if not self.is_tuning_mode:
-            known = self._fi_cachestore.memo.find(self, custom_op, runners, tuning_config, inputs, kwargs)
-            if known is not None:
-                return runners[known[0]], known[1]
-        if custom_op in self._effective_skip_ops or not runners:
-            return super().choose_one(custom_op, runners, tuning_config, inputs, **kwargs)
-        if (pin := self._fi_cachestore.current.pin) is not None:
-            return pinned.choose(self, pin, custom_op, runners, tuning_config, inputs, kwargs)
-        if self.is_tuning_mode:
-            self._note_reentry()
-            return drive.choose(self, custom_op, runners, tuning_config, inputs, kwargs)
-        return serve.choose(self, custom_op, runners, tuning_config, inputs, kwargs)
+        try:
+            if not self.is_tuning_mode:
+                known = self._fi_cachestore.memo.find(self, custom_op, runners, tuning_config, inputs, kwargs)
+                if known is not None:
+                    return runners[known[0]], known[1]
+            if custom_op in self._effective_skip_ops or not runners:
+                return super().choose_one(custom_op, runners, tuning_config, inputs, **kwargs)
+            if (pin := self._fi_cachestore.current.pin) is not None:
+                return pinned.choose(self, pin, custom_op, runners, tuning_config, inputs, kwargs)
+            if self.is_tuning_mode:
+                self._note_reentry()
+                return drive.choose(self, custom_op, runners, tuning_config, inputs, kwargs)
+            return serve.choose(self, custom_op, runners, tuning_config, inputs, kwargs)
+        except _RAISED_ON:
+            raise
+        except Exception as error:  # noqa: BLE001 - a fault of ours must cost speed, never an engine; a runner's own comes again
+            with _without_records(self, custom_op, error) as plain:
+                return cast("tuple[TunableRunner, Any]", plain.choose_one(custom_op, runners, tuning_config, inputs, **kwargs))
 
     def rank_tactics(
         self, custom_op: str, runners: list[TunableRunner], tuning_config: TuningConfig, inputs: list[Any], k: int = 1, **kwargs: Any
     ) -> list[Any]:
         """Return the best tactics of one runner from its record, or measure and record them."""
-        if (pin := self._fi_cachestore.current.pin) is not None and runners:
-            return [pinned.choose(self, replace(pin, strict=False), custom_op, runners, tuning_config, inputs, kwargs)[1]]
-        if k > 1 and len(runners) == 1 and self.is_tuning_mode and custom_op not in self._effective_skip_ops:
-            self._note_reentry()
-            return ranking.rank(self, custom_op, runners[0], tuning_config, inputs, kwargs, k)
-        return super().rank_tactics(custom_op, runners, tuning_config, inputs, k=k, **kwargs)  # a choice of one, by choose_one
+        try:
+            if (pin := self._fi_cachestore.current.pin) is not None and runners:
+                return [pinned.choose(self, replace(pin, strict=False), custom_op, runners, tuning_config, inputs, kwargs)[1]]
+            if k > 1 and len(runners) == 1 and self.is_tuning_mode and custom_op not in self._effective_skip_ops:
+                self._note_reentry()
+                return ranking.rank(self, custom_op, runners[0], tuning_config, inputs, kwargs, k)
+            return super().rank_tactics(custom_op, runners, tuning_config, inputs, k=k, **kwargs)  # a choice of one, by choose_one
+        except _RAISED_ON:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            with _without_records(self, custom_op, error) as plain:
+                return cast("list[Any]", plain.rank_tactics(custom_op, runners, tuning_config, inputs, k=k, **kwargs))
 
     def clear_cache(self) -> None:
         """Clear FlashInfer's memory, and what was remembered of answers."""
@@ -244,6 +262,20 @@ class CacheStoreTuner(AutoTuner):
     def state(self) -> AdapterState:
         """The adapter's state."""
         return self._fi_cachestore
+
+
+@contextlib.contextmanager
+def _without_records(tuner: Any, op: str, error: Exception) -> Iterator[Any]:
+    """Give FlashInfer's own methods for a call that could not be answered: another thread has detached meanwhile, or we are at fault."""
+    if not isinstance(tuner, CacheStoreTuner):  # with the last session its old class came back
+        yield tuner
+        return
+    if not tuner.state.attached:
+        yield super(CacheStoreTuner, tuner)
+        return
+    tuner.state.note_ephemeral(op, f"answering it failed ({type(error).__name__}: {error})"[:200])
+    with tuner.memory_only():
+        yield super(CacheStoreTuner, tuner)
 
 
 class _ListingBlocklist:

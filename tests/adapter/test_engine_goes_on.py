@@ -1,0 +1,101 @@
+"""A fault of ours, or a session that another thread takes off in the middle of a call, costs speed and never an engine."""
+
+import pytest
+import torch
+from flashinfer.autotuner import AutoTuner
+
+import fi_cachestore
+from fi_cachestore.adapter import drive, ranking, serve
+from tests.adapter.runners import PlainRunner, choose, config, matrix, timed
+
+
+class Detaching(PlainRunner):
+    """Takes every session off in the middle of the call that it is asked in, as another thread may."""
+
+    def __init__(self, where):
+        self.where_cache = [where]
+
+    def reach(self, place):
+        if place in self.where_cache:
+            self.where_cache.clear()
+            fi_cachestore.detach()
+
+    def get_cache_key_extras(self, inputs):
+        self.reach("extras")
+        return ()
+
+    def get_valid_tactics(self, inputs, profile):
+        self.reach("list")
+        return super().get_valid_tactics(inputs, profile)
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        self.reach("run")
+        return super().forward(inputs, tactic, do_preparation, **kwargs)
+
+
+@pytest.mark.parametrize("where", ["extras", "list", "run"])
+def test_a_session_that_is_taken_off_in_the_middle_of_tuning_is_no_error(tmp_path, where):
+    with timed(), fi_cachestore.autotune(root=tmp_path):
+        index, tactic = choose("op", [Detaching(where)], [matrix(50)])
+    assert index == 0
+    assert tactic in (-1, 0, 1, 2)
+    assert type(AutoTuner.get()) is AutoTuner
+
+
+def test_a_session_that_is_taken_off_in_the_middle_of_a_look_up_is_no_error(tmp_path):
+    with timed():
+        with fi_cachestore.autotune(root=tmp_path):
+            choose("op", [Detaching("never")], [matrix(50)])
+        assert choose("op", [Detaching("extras")], [matrix(50)])[0] == 0
+    assert type(AutoTuner.get()) is AutoTuner
+
+
+class BugError(Exception):
+    """A fault of this library."""
+
+
+@pytest.fixture
+def tuned(tmp_path):
+    with timed():
+        with fi_cachestore.autotune(root=tmp_path) as session:
+            choose("op", [PlainRunner()], [matrix(50)])
+        yield session
+    fi_cachestore.detach()
+
+
+def raising(error):
+    def function(*args, **kwargs):
+        raise error
+
+    return function
+
+
+def test_a_fault_of_ours_while_serving_is_answered_by_flashinfer_and_said_once(tuned, monkeypatch, caplog):
+    monkeypatch.setattr(serve, "decide", raising(BugError("it broke")))
+    for rows in (60, 70):
+        assert choose("op", [PlainRunner()], [matrix(rows, 64)]) == (0, -1)
+    assert [record.getMessage() for record in caplog.records if "it broke" in record.getMessage()] == [
+        "op stays ephemeral (tuned per process, in memory): answering it failed (BugError: it broke)"
+    ]
+    assert tuned.report().ephemeral == {"answering it failed (BugError: it broke)": 2}
+
+
+def test_a_fault_of_ours_while_tuning_is_tuned_by_flashinfer_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(drive, "harvest", raising(BugError("it broke")))
+    with timed(), fi_cachestore.autotune(root=tmp_path) as session:
+        assert choose("op", [PlainRunner()], [matrix(50)]) == (0, 2)
+    assert list(session.report().ephemeral) == ["answering it failed (BugError: it broke)"]
+
+
+@pytest.mark.skipif(not hasattr(AutoTuner, "rank_tactics"), reason="FlashInfer 0.6.14 and later")
+def test_a_fault_of_ours_while_ranking_is_ranked_by_flashinfer(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranking, "rank", raising(BugError("it broke")))
+    with timed(), fi_cachestore.autotune(root=tmp_path):
+        assert AutoTuner.get().rank_tactics("op", [PlainRunner()], config(), [matrix(64)], k=2) == [2, 1]
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("full"), MemoryError()])
+def test_that_memory_ran_out_is_for_the_caller_to_see(tuned, monkeypatch, error):
+    monkeypatch.setattr(serve, "decide", raising(error))
+    with pytest.raises(type(error)):
+        choose("op", [PlainRunner()], [matrix(60, 64)])
