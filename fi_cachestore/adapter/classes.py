@@ -23,7 +23,7 @@ from fi_cachestore.adapter.purity import Purity, purity_of
 from fi_cachestore.adapter.readings import ATOMS, PLAIN, VARIES, Getter, Readings, UnreadableError, getter, kept
 from fi_cachestore.adapter.roles import Role, mutated_names
 from fi_cachestore.adapter.sources import functions_in, owners
-from fi_cachestore.adapter.values import attributes
+from fi_cachestore.adapter.values import attributes, made_with
 
 _MAX_ALIKE: Final = 4
 _order: Final = attrgetter("__mro__")
@@ -156,6 +156,9 @@ class Classes:
         return tuple(parts), tuple(map(type, values)), tuple(values)
 
     def _look_at_plain(self, cls: type) -> ClassPlan:
+        if made_with(cls):
+            raise UnreadableError
+
         def facts() -> Facts:
             return Facts(dict.fromkeys(mutated_names(cls, object), Role.RESOURCE), Purity(is_pure=True))
 

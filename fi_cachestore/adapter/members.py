@@ -10,7 +10,7 @@ from typing import Any
 from fi_cachestore.adapter.purity import Purity
 from fi_cachestore.adapter.readings import ATOMS, Getter, Readings, UnreadableError, getter, is_scalar
 from fi_cachestore.adapter.roles import Role, role_by_name
-from fi_cachestore.adapter.sources import functions_in, is_generated
+from fi_cachestore.adapter.sources import beside_functions, functions_in, is_generated
 from fi_cachestore.adapter.values import is_plain
 
 
@@ -110,7 +110,8 @@ def read_rest(cls: type, plan: ClassPlan, parts: list[Any], values: list[Any], r
         members = owner.__dict__
         if has.data is not None:
             values += has.data(members)
-        parts.extend([_odd(members[name], name, plan.facts.node, readings) for name in has.odd])
+        parts.extend([_odd(members[name], name, plan.facts.node, readings, owner) for name in has.odd])
+        parts.extend([readings.of(part) for name in has.wrapped for part in beside_functions(owner, members[name])])
         if plan.is_runner:
             parts.extend([_wrapped(members[name], plan.facts.node, readings) for name in has.wrapped])
     if plan.cells.members:
@@ -218,13 +219,15 @@ def _wrapped(member: Any, node: Mapping[str, Any], readings: Readings) -> Hashab
     return type(member).__qualname__, tuple(readings.function(function, node) for function in functions_in(member))
 
 
-def _odd(member: Any, name: str, node: Mapping[str, Any], readings: Readings) -> Hashable:
+def _odd(member: Any, name: str, node: Mapping[str, Any], readings: Readings, owner: type) -> Hashable:
     """Return the reading of an attribute of a class that is neither a method nor an atom."""
     if next(functions_in(member), None) is not None:
         raise UnreadableError  # it was none when the class was looked at
     role = (node.get("class") or {}).get(name)
     is_left_out = node.get(name) is Role.RESOURCE or role not in (None, Role.SEMANTIC) or role_by_name(name, member) is not None
-    return readings.held(member) if is_left_out or not is_plain(member) else readings.of(member)
+    if is_plain(member) and not is_left_out:
+        return readings.of(member)
+    return readings.held(member), () if is_left_out else tuple(map(readings.of, beside_functions(owner, member)))
 
 
 def _nothing(*_: object) -> Hashable:

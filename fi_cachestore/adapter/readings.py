@@ -22,7 +22,7 @@ from flashinfer.autotuner import TunableRunner, TuningConfig
 
 from fi_cachestore.adapter.roles import Role, is_data
 from fi_cachestore.adapter.sources import release_of
-from fi_cachestore.adapter.values import constant_name, foreign_enum, resource_kind
+from fi_cachestore.adapter.values import constant_name, foreign_enum, holds_more, is_made_of_fields, resource_kind, wrapped_function
 
 ATOMS: Final = frozenset({type(None), bool, int, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format})
 """Types whose values stand for themselves: immutable, and equal only to what a key has alike."""
@@ -79,7 +79,7 @@ class Readings:
             return kind, obj
         if kind is float:
             return "float", obj.hex()  # 0.0 == -0.0, and no NaN is itself
-        if depth > _MAX_DEPTH:
+        if depth > _MAX_DEPTH or holds_more(obj):
             raise UnreadableError
         if isinstance(obj, types.FunctionType):
             return self.function(obj, node, depth + 1)
@@ -164,8 +164,8 @@ class Readings:
                 return "builtin", obj.__module__, obj.__qualname__
             case type():
                 return "class", self._of_class(obj, self)
-        wrapped = getattr(obj, "__wrapped__", None)
-        return ("wrapped", self.of(wrapped, node, depth)) if isinstance(wrapped, types.FunctionType) else None
+        wrapped = wrapped_function(obj)
+        return None if wrapped is None else ("wrapped", self.of(wrapped, node, depth))
 
     def function(self, function: types.FunctionType, node: Node | None = None, depth: int = 0) -> Hashable:
         """Return the reading of a function: its code and name, defaults and closure."""
@@ -201,9 +201,10 @@ class Readings:
     def _object(self, obj: Any, node: Node | None, depth: int) -> Hashable | None:
         if isinstance(obj, TunableRunner):
             return "runner", self._of_runner(obj, self)
-        if dataclasses.is_dataclass(obj):
+        if dataclasses.is_dataclass(obj) and is_made_of_fields(obj):
             fields = {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj) if hasattr(obj, field.name)}
-            return "dataclass", _type_name(type(obj)), self._parameters(fields, node, depth)
+            own = self._of_class(type(obj), self) if "<locals>" in type(obj).__qualname__ else None
+            return "dataclass", _type_name(type(obj)), self._parameters(fields, node, depth), own
         if isinstance(obj, types.SimpleNamespace):
             return "namespace", self._parameters(vars(obj), node, depth)
         constant = constant_name(obj)

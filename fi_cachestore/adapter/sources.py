@@ -14,11 +14,15 @@ import inspect
 import sys
 import sysconfig
 import textwrap
+import types
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
+
+from flashinfer.autotuner import TuningConfig
 
 from fi_cachestore.keys.digest import Digest, source_digest
 
@@ -187,7 +191,7 @@ def computed_defaults(cls: type, base: type) -> dict[str, Any]:
     A factory that makes a class may compute them, and then they are no more in the text than the variables of a closure. Those of
     constructors are in the attributes that these set.
     """
-    found: dict[str, Any] = {}
+    rows: list[tuple[str, str, Any]] = []
     for _, method, function in class_functions(cls, base):
         if "<locals>" not in function.__qualname__ or method in CONSTRUCTORS:
             continue
@@ -197,8 +201,20 @@ def computed_defaults(cls: type, base: type) -> dict[str, Any]:
         written = _written_defaults(function) if items else frozenset()
         for name, item in items.items():
             if name not in written:
-                at = f"{method}.{name}"
-                found[at if at not in found or found[at] is item else f"{function.__qualname__}.{name}"] = item
+                rows.append((f"{method}.{name}", f"{function.__qualname__}.{name}", item))
+    return told_apart(rows)
+
+
+def told_apart(rows: Sequence[tuple[str, str, Any]]) -> dict[str, Any]:
+    """Return items by name, or by their longer name where another item has the short one; by number where the longer do not tell either.
+
+    They do not where bases have the same name, as those that a factory makes of its own classes.
+    """
+    if len({longer for _, longer, _ in rows}) < len(rows):
+        return {f"{number}.{name}": item for number, (name, _, item) in enumerate(rows)}
+    found: dict[str, Any] = {}
+    for name, longer, item in rows:
+        found[name if name not in found or found[name] is item else longer] = item
     return dict(sorted(found.items()))
 
 
@@ -226,6 +242,36 @@ def _is_literal(node: ast.expr) -> bool:
     except (ValueError, TypeError):
         return False
     return True
+
+
+def is_released(cls: type) -> bool:
+    """Whether a class stands in a released module, so that its name says what it holds. One that a function makes does not."""
+    return "<locals>" not in cls.__qualname__ and release_of(cls.__module__) is not None
+
+
+def beside_functions(owner: type, member: Any) -> Iterator[Any]:
+    """Yield what makes a member of a class and is no function, whose text counts: a partial in a ``staticmethod``, for example.
+
+    Nothing of a class that a release identifies, nor what Python itself puts there: its members say that.
+    """
+    if is_released(owner) or issubclass(owner, Enum) or isinstance(member, TuningConfig) or _is_of_python(type(member)):
+        return
+    match member:
+        case types.MemberDescriptorType() | types.GetSetDescriptorType():
+            return
+        case staticmethod() | classmethod():
+            made: tuple[Any, ...] = (member.__func__,)
+        case property():
+            made = tuple(filter(None, (member.fget, member.fset, member.fdel)))
+        case functools.cached_property():
+            made = (member.func,)
+        case _:
+            made = (member,)
+    yield from (part for part in made if not isinstance(part, FunctionType | functools._lru_cache_wrapper))
+
+
+def _is_of_python(cls: type) -> bool:
+    return cls is object or cls.__name__ in ("_abc_data", "_tuplegetter")
 
 
 def functions_in(member: Any) -> Iterator[FunctionType]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import sys
 import threading
 import types
@@ -12,10 +14,11 @@ from enum import Enum
 from itertools import combinations, islice, product
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from fi_cachestore.adapter.layout import RawTensor
-from fi_cachestore.adapter.sources import class_functions, release_of
+from fi_cachestore.adapter.sources import class_functions, computed_defaults, is_released, release_of, told_apart
 from fi_cachestore.keys.canonical import Named, Value, encode
 
 MAX_READINGS: Final = 32
@@ -137,14 +140,17 @@ def closure_cells(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 def method_cells(cls: type, base: type) -> list[tuple[str, Any]]:
     """Return the closure cells of all methods below ``base``. Two different contents under one name are told apart by the method's name."""
-    found: dict[str, Any] = {}
-    for owner, method, function in class_functions(cls, base):
-        for name, item in closure_cells(function):
-            if name in found and found[name] is not item:
-                found[f"{owner.__qualname__}.{method}.{name}"] = item
-            else:
-                found[name] = item
-    return sorted(found.items())
+    functions = class_functions(cls, base)
+    cells = [(name, f"{owner.__qualname__}.{method}.{name}", item) for owner, method, f in functions for name, item in closure_cells(f)]
+    return list(told_apart(cells).items())
+
+
+def made_with(cls: type) -> dict[str, dict[str, Any]]:
+    """Return the closure and the computed defaults of the methods of a class that is no runner's, where no release says what they hold."""
+    if is_released(cls) or "_fields" in vars(cls):  # a named tuple's are of its fields
+        return {}
+    made = {"closure": dict(method_cells(cls, object)), "defaults": computed_defaults(cls, object)}
+    return {kind: items for kind, items in made.items() if items}
 
 
 def is_plain(obj: Any) -> bool:
@@ -165,7 +171,31 @@ def attributes(obj: Any) -> dict[str, Any]:
 
 def _slots(owner: type) -> tuple[str, ...]:
     slots = vars(owner).get("__slots__", ())
-    return tuple(name for name in ([slots] if isinstance(slots, str) else slots) if name not in ("__dict__", "__weakref__"))
+    names = [name for name in ([slots] if isinstance(slots, str) else slots) if name not in ("__dict__", "__weakref__")]
+    private = f"_{owner.__name__.lstrip('_')}"
+    return tuple(f"{private}{name}" if name.startswith("__") and not name.endswith("__") else name for name in names)
+
+
+def wrapped_function(obj: Any) -> types.FunctionType | None:
+    """Return the function that ``obj`` wraps, ``None`` where it is no wrapper or holds something of its own."""
+    wrapped = getattr(obj, "__wrapped__", None)
+    if not isinstance(wrapped, types.FunctionType):
+        return None
+    usual = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", *vars(wrapped)}
+    return wrapped if isinstance(obj, functools._lru_cache_wrapper) or usual.issuperset(attributes(obj)) else None
+
+
+def holds_more(obj: Any) -> bool:
+    """Whether an object of a type derived from one of Python's own holds more than that type says: attributes."""
+    return isinstance(obj, _OWN_KINDS) and not isinstance(obj, Enum | np.generic) and bool(getattr(obj, "__dict__", None))
+
+
+def is_made_of_fields(obj: Any) -> bool:
+    """Whether the fields of a dataclass say all of it: its constructor took nothing else, or kept nothing of it."""
+    declared: Mapping[str, Any] = obj.__dataclass_fields__
+    fields = {field.name for field in dataclasses.fields(obj)}
+    taken = {name for name, field in declared.items() if field._field_type is dataclasses._FIELD_INITVAR}  # type: ignore[attr-defined]
+    return not taken or fields.issuperset(attributes(obj))
 
 
 def constant_name(obj: object) -> str | None:
@@ -185,6 +215,7 @@ def foreign_enum(obj: Any) -> str | None:
     return name if isinstance(members, Mapping) and isinstance(name, str) and name in members else None
 
 
+_OWN_KINDS: Final = (int, float, str, bytes, tuple, list, dict, set, frozenset, functools.partial)
 _RESOURCE_TYPES: Final = (
     types.ModuleType,
     torch.cuda.Stream,

@@ -19,31 +19,12 @@ import numpy as np
 import torch
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
+from fi_cachestore.adapter import sources, values
 from fi_cachestore.adapter.layout import readings, tensor_value
 from fi_cachestore.adapter.leftout import Parameter, absent, is_code, parameter
 from fi_cachestore.adapter.roles import Role, mutated_names, role_by_name
 from fi_cachestore.adapter.rounding import is_mapper, known_rounding, without_bucket_lists
-from fi_cachestore.adapter.sources import (
-    computed_defaults,
-    implementation_digest,
-    owners,
-    release_of,
-    release_of_class,
-    source_text,
-    type_name,
-)
-from fi_cachestore.adapter.values import (
-    attributes,
-    closure_cells,
-    constant_name,
-    foreign_enum,
-    is_plain,
-    method_cells,
-    one_of,
-    raw_tensor,
-    resource_kind,
-    subsets,
-)
+from fi_cachestore.adapter.sources import type_name
 from fi_cachestore.errors import Gap, UnsupportedValueError
 from fi_cachestore.keys.canonical import MAX_DEPTH, MAX_ITEMS, Named, Value, encode
 from fi_cachestore.keys.digest import source_digest
@@ -92,8 +73,11 @@ class Walker:
             del self._on_path[id(obj)]
 
     def _by_type(self, obj: Any, path: str) -> Any:
-        if (kind := resource_kind(obj)) is not None:
+        if (kind := values.resource_kind(obj)) is not None:
             return Named("resource", kind)  # that there is one counts, which one does not
+        if values.holds_more(obj):
+            self.gap(path, obj, "it has attributes beside what it is by its type")
+            return None
         for describe in (self._data, self._container, self._torch, self._code, self._object):
             found = describe(obj, path)
             if found is not NotImplemented:
@@ -114,7 +98,7 @@ class Walker:
             case bool() | int() | float() | str() | bytes():
                 base: Any = next(kind for kind in (int, float, str, bytes) if isinstance(obj, kind))
                 return Named("subclass", (type_name(type(obj)), self._checked(base(obj), obj, path)))
-        member = foreign_enum(obj)
+        member = values.foreign_enum(obj)
         return NotImplemented if member is None else Named("enum", (type_name(type(obj)), member, None))
 
     def _checked(self, value: Value, obj: object, path: str) -> Value:
@@ -174,18 +158,18 @@ class Walker:
 
     def held_tensor(self, tensor: torch.Tensor, path: str) -> Any:
         """Return a tensor that is not an input: dims that equal a raw dynamic dim are probably that dim."""
-        raw = raw_tensor(tensor)
+        raw = values.raw_tensor(tensor)
         if raw is None:
             self.gap(path, tensor, "a tensor without strides")
             return None
         alike = {dim: self._dims[size] for dim, size in enumerate(raw.sizes) if size in self._dims}
         options = []
-        for chosen in subsets(list(alike)):
+        for chosen in values.subsets(list(alike)):
             symbols = {dim: alike[dim] for dim in chosen}
             shape = [symbols.get(dim, size) for dim, size in enumerate(raw.sizes)]
             lasting = [_NOT_ONE if dim in symbols else size for dim, size in enumerate(raw.sizes)]  # 1 now, another size in other calls
             options += [tensor_value(raw, shape, layout) for layout in readings(raw, lasting, symbols)]
-        return one_of(options)
+        return values.one_of(options)
 
     # -- code -------------------------------------------------------------------------------------------------------------------
 
@@ -202,24 +186,24 @@ class Walker:
                 return Named("builtin", f"{obj.__module__}:{obj.__qualname__}")
             case type():
                 return self._class(obj, path)
-        wrapped = getattr(obj, "__wrapped__", None)
-        return Named("wrapped", self.value(wrapped, path)) if isinstance(wrapped, types.FunctionType) else NotImplemented
+        wrapped = values.wrapped_function(obj)
+        return NotImplemented if wrapped is None else Named("wrapped", self.value(wrapped, path))
 
     def function(self, function: types.FunctionType, path: str, *, is_mapper: bool = False) -> Value:
         """Return a function: its name with its package's release or a digest of its source, defaults and closure."""
         parts: dict[str, Value] = {"name": f"{function.__module__}:{function.__qualname__}"}
-        release = release_of(function.__module__, function.__code__.co_filename)
+        release = sources.release_of(function.__module__, function.__code__.co_filename)
         if release:
             parts["release"] = release
         elif release is None:
-            text = source_text(function)
+            text = sources.source_text(function)
             if text is None:
                 self.gap(path, function, "its source is not to be had")
                 return None
             parts["name"] = function.__qualname__.rpartition(".")[2]
             parts["source"] = source_digest(text)
         defaults: dict[Any, Any] = {**dict(enumerate(function.__defaults__ or ())), **(function.__kwdefaults__ or {})}
-        cells = dict(closure_cells(function))
+        cells = dict(values.closure_cells(function))
         if is_mapper:
             defaults, cells = without_bucket_lists(defaults), without_bucket_lists(cells)
         if defaults:
@@ -229,14 +213,16 @@ class Walker:
         return Named("function", parts)
 
     def _class(self, cls: type, path: str) -> Value:
-        return Named("class", {"type": self.type_identity(cls, path, object), "data": self.class_data(cls, path, object)})
+        parts: dict[str, Value] = {"type": self.type_identity(cls, path, object), "data": self.class_data(cls, path, object)}
+        made = values.made_with(cls)
+        return Named("class", parts | {kind: self.parameters(items, f"{path}.{kind}") for kind, items in made.items()})
 
     def type_identity(self, cls: type, path: str, base: type) -> Value:
         """Return a class's name with its package's release, or with a digest of its methods' source where no release has it."""
-        release = release_of_class(cls, base)
+        release = sources.release_of_class(cls, base)
         if release is not None:
             return f"{type_name(cls)} {release}".rstrip()
-        digest = implementation_digest(cls, base)
+        digest = sources.implementation_digest(cls, base)
         if digest is None:
             self.gap(path, cls, "the source of its methods is not to be had")
         return f"{type_name(cls)} {digest}"
@@ -245,12 +231,16 @@ class Walker:
         """Return the plain-data attributes of a class and its bases: configuration, not state that its methods change."""
         changed = mutated_names(cls, base)
         found: dict[str, Value] = {}
-        for owner in reversed(list(owners(cls, base))):
+        for owner in reversed(list(sources.owners(cls, base))):
             for name, item in vars(owner).items():
                 found.pop(name, None)  # of a base, which this one hides
                 where = f"{path}.{name}"
                 role = self._class_role(where, name, item, changed)
-                if name.startswith("__") or is_code(item) or not (role or is_plain(item)):
+                if name.startswith("__"):
+                    continue
+                if is_code(item) or not (role or values.is_plain(item)):
+                    parts = [] if role else [self.value(part, where) for part in sources.beside_functions(owner, item)]
+                    found |= {name: parts} if parts else {}
                     continue
                 self.met.append(parameter(where, role, item))
                 if role is None:
@@ -267,12 +257,13 @@ class Walker:
     def _object(self, obj: Any, path: str) -> Any:
         if isinstance(obj, TunableRunner):
             return Named("runner", {"type": self.type_identity(type(obj), path, TunableRunner), "params": self.runner(obj, path)})
-        if dataclasses.is_dataclass(obj):
+        if dataclasses.is_dataclass(obj) and values.is_made_of_fields(obj):
             names = [field.name for field in dataclasses.fields(obj) if hasattr(obj, field.name)]
-            return Named("dataclass", (type_name(type(obj)), self._fields(obj, names, path)))
+            own = (self._class(type(obj), path),) if "<locals>" in type(obj).__qualname__ else ()
+            return Named("dataclass", (type_name(type(obj)), self._fields(obj, names, path), *own))
         if isinstance(obj, types.SimpleNamespace):
             return Named("namespace", self._fields(obj, list(vars(obj)), path))
-        constant = constant_name(obj)
+        constant = values.constant_name(obj)
         return NotImplemented if constant is None else Named("constant", constant)
 
     def _fields(self, obj: Any, names: list[str], path: str) -> dict[str, Value]:
@@ -286,13 +277,15 @@ class Walker:
         self._scopes.append((f"{path}." if path else "", roles))
         self._on_path[id(runner)] = path or "runner"
         try:
-            held = attributes(runner)
+            held = values.attributes(runner)
             found = self.parameters(held, path)
             self.met += [absent(f"{path}.{name}" if path else name) for name in sorted(lazy - set(held))]
             data = self.class_data(cls, f"{path}.class" if path else "class", TunableRunner)
             found |= {f"class.{name}": item for name, item in data.items()}
-            found |= self.parameters({f"defaults.{name}": item for name, item in computed_defaults(cls, TunableRunner).items()}, path)
-            return found | self.parameters({f"closure.{name}": item for name, item in method_cells(cls, TunableRunner)}, path)
+            found |= self.parameters(
+                {f"defaults.{name}": item for name, item in sources.computed_defaults(cls, TunableRunner).items()}, path
+            )
+            return found | self.parameters({f"closure.{name}": item for name, item in values.method_cells(cls, TunableRunner)}, path)
         finally:
             self._scopes.pop()
 

@@ -250,6 +250,122 @@ def test_a_difference_anywhere_is_a_difference_of_the_fingerprint(prints, name):
     assert found == [taken(prints, case) for case in DIFFERENT[name]]
 
 
+def chained(*tiles):
+    """A runner whose class has bases of its own name, each with its own closure and default."""
+
+    def make(base, tile):
+        class Chained(base):
+            def get_valid_tactics(self, inputs, profile, default=tile):
+                return [tile, default, *super().get_valid_tactics(inputs, profile)]
+
+        return Chained
+
+    return functools.reduce(make, tiles, PlainRunner)()
+
+
+class Decorator:
+    """Wraps a function, and holds more."""
+
+    def __init__(self, tile):
+        functools.update_wrapper(self, other_list)
+        self.tile = tile
+
+    def __call__(self, *given):
+        return self.tile
+
+
+@dataclasses.dataclass
+class Made:
+    """Keeps what its constructor takes where no field shows it."""
+
+    size: int
+    tile: dataclasses.InitVar[int] = 0
+
+    def __post_init__(self, tile):
+        self._tile = tile
+
+
+class Sizes(tuple):  # noqa: SLOT001 - attributes are the point
+    """A tuple with more to it."""
+
+    @staticmethod
+    def of(tile):
+        made = Sizes((1, 2))
+        made.tile = tile
+        return made
+
+
+class PrivateSlot(PlainRunner):
+    __slots__ = ("__tile",)
+
+    def __init__(self, tile):
+        self.__tile = tile
+
+
+def strategy(variable, default):
+    """A class that is no runner's, with configuration in its methods alone."""
+
+    class Strategy:
+        def run(self, tile=default):
+            return variable, tile
+
+    return Strategy
+
+
+def options(tile):
+    @dataclasses.dataclass
+    class Local:
+        size: int = 1
+
+        def run(self):
+            return tile
+
+    return Local()
+
+
+def of_class(**members):
+    """A runner of a class with these members, made by a function."""
+    return types.new_class("OfClass", (PlainRunner,), exec_body=lambda body: body.update(members, __module__=__name__))()
+
+
+HIDDEN = {
+    "first base of one name": lambda tile: chained(tile, 5, 3),
+    "second base of one name": lambda tile: chained(5, tile, 3),
+    "order of bases of one name": lambda tile: chained(*((1, 2, 1, 3), (1, 2, 3, 1), (1, 1, 2, 3))[tile]),
+    "private slot": PrivateSlot,
+    "closure of a class": lambda tile: ShapedRunner(held=strategy(tile, 1)),
+    "default in a class": lambda tile: ShapedRunner(held=strategy(1, tile)),
+    "closure of options": lambda tile: ShapedRunner(held=options(tile)),
+    "what options take and do not show": lambda tile: ShapedRunner(held=Made(1, tile)),
+    "decorator": lambda tile: ShapedRunner(held=Decorator(tile)),
+    "attribute of a tuple": lambda tile: ShapedRunner(held=Sizes.of(tile)),
+    "options of the class": lambda tile: of_class(held=Options(tile)),
+    "decorator in the class": lambda tile: of_class(held=Decorator(tile)),
+    "partial in the class": lambda tile: of_class(held=functools.partial(max, tile)),
+    "partial method in the class": lambda tile: of_class(held=functools.partialmethod(other_list, profile=tile)),
+    "partial as a static method": lambda tile: of_class(held=staticmethod(functools.partial(max, tile))),
+    "partial as a property": lambda tile: of_class(held=property(functools.partial(max, tile), other_list)),
+    "functions in the class": lambda tile: of_class(held=[lambda: tile]),
+    "class in the class": lambda tile: of_class(held=strategy(tile, 1)),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_hides_in_code_is_in_the_key_or_there_is_none(prints, name):
+    cases = [of(HIDDEN[name](tile)) for tile in (0, 1, 2)]
+    keys = [described(case) for case in cases]
+    found = [[taken(prints, case) for case in cases] for _ in range(3)][-1]
+    for one, two in itertools.combinations(range(3), 2):
+        assert keys[one] != keys[two] or keys[one] is None
+        assert found[one] != found[two] or found[one] is None
+
+
+@pytest.mark.parametrize("held", [functools.lru_cache(matrix), Kind, module_of_runners.Point, Options])
+def test_wrappers_and_classes_that_hold_nothing_have_keys(held):
+    assert described(of(ShapedRunner(held=held))) is not None
+    assert described(of(of_class(held=held))) is not None
+
+
 @pytest.mark.parametrize("place", ["variable", "other", "keyword"])
 def test_what_a_factory_puts_into_methods_is_in_the_key(place):
     keys = [described(of(made(**{place: value})))[0] for value in (1, 2, True, 1)]
