@@ -84,6 +84,23 @@ def test_a_ranking_is_verified_once_and_then_given_as_it_was_recorded(tmp_path):
     assert verdicts(tmp_path) == {"validation": 1}
 
 
+def remembering(root):
+    """Serve one layout, rank the tactics of the other, and serve the first one again."""
+    layout_called(WRONG)
+    fi_cachestore.attach("auto", root=root)
+    before = [ask(SeedRunner(True)), ask(SeedRunner(True))]
+    with timed(), flashinfer.autotune(tune_mode=True):
+        AutoTuner.get().rank_tactics("op", [SeedRunner(False)], config(), [matrix(300)], k=3)
+    return before, ask(SeedRunner(True))
+
+
+@has_ranking
+def test_an_answer_that_is_remembered_is_not_given_once_a_ranking_has_found_its_schema_out(tmp_path):
+    for _ in range(2):
+        start(tmp_path, True)
+    assert fresh(remembering, tmp_path) == ([13, 13], -1)
+
+
 # -- values that were seen, but not together --------------------------------------------------------------------------------------
 
 
