@@ -6,6 +6,7 @@ import os
 import pytest
 from flashinfer.autotuner import AutoTuner
 
+from fi_cachestore.adapter import attach as attach_module
 from fi_cachestore.store.open import open_store
 from tests.adapter.believing import believe, verdicts
 from tests.adapter.doubtful import (
@@ -26,6 +27,7 @@ from tests.adapter.doubtful import (
 )
 from tests.adapter.processes import fresh
 from tests.adapter.runners import BUCKETS
+from tests.adapter.test_sizes import with_contract
 
 OWN = {True: 13, False: 3}
 """The fastest tactic of each layout."""
@@ -191,6 +193,16 @@ def test_positions_whose_results_cannot_be_compared_are_not_served_and_nothing_i
     assert second.measured, "its own, in memory"
     assert second.report.ephemeral["records that could not be verified"] >= 1
     assert verdicts(tmp_path) == {}
+
+
+def reviewed_as_listed():
+    with_contract(attach_module, Unrepeatable, space="listed")
+
+
+def test_positions_that_a_contract_calls_a_list_are_proved_by_it(tmp_path):
+    for _ in range(2):
+        assert fresh(tune, tmp_path, Unrepeatable(), reviewed_as_listed).tactic == 2
+    assert verdicts(tmp_path) == {"validation": 1}
 
 
 @pytest.mark.parametrize("how", ["SIGSEGV", "SIGABRT"])
