@@ -159,8 +159,8 @@ def _explained(path: Path | str, attempt: Callable[[], T]) -> T:
         except OSError as error:
             if error.errno == errno.ESTALE:  # replaced on a network server while we held it: open it anew
                 continue
-            if error.errno == errno.ENOENT and not os.path.lexists(path):
-                raise
+            if error.errno == errno.ENOENT and not os.path.islink(path):
+                raise  # a file that has that name by now was put there since: it was not there when it was asked for
             if error.errno == errno.ENOENT or error.errno in _NOT_A_FILE:
                 raise DamagedError(MissReason.CORRUPT, f"not a regular file ({error.strerror})") from error
             raise DamagedError(MissReason.UNREADABLE, str(error.strerror)) from error

@@ -208,6 +208,22 @@ def test_a_file_replaced_on_its_server_is_opened_anew_a_few_times(tmp_path, monk
             OsFileSystem().read(path, MAX_SEALED_BYTES)
 
 
+def test_a_file_that_appears_after_it_was_looked_for_was_absent_and_is_not_damaged(tmp_path, monkeypatch):
+    real_open = os.open
+
+    def open_too_early(path, *args, **kwargs):
+        try:
+            return real_open(path, *args, **kwargs)
+        finally:
+            monkeypatch.undo()
+            store.publish(RECORD)
+
+    store = LooseStore(tmp_path, "objects", Record, durable=False)
+    monkeypatch.setattr(os, "open", open_too_early)
+    assert store.get(RECORD.digest) == Miss(MissReason.ABSENT)
+    assert isinstance(store.get(RECORD.digest), Hit)
+
+
 class CountingReader(OsFileSystem):
     """Keeps the names that were read."""
 
