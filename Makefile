@@ -22,8 +22,8 @@ check: $(READY)  ## style, types and layers alone
 docs: $(READY)  ## the documentation, warnings are errors
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
-bench: $(READY)  ## side by side with FlashInfer on this machine
-	FI_CACHESTORE_STATE_DIR=/dev/null $(BIN)/python benchmarks/cpu.py
+bench: $(READY)  ## side by side with FlashInfer on this machine, one table
+	FI_CACHESTORE_STATE_DIR=/dev/null $(BIN)/python benchmarks/run.py
 
 compat: $(READY)  ## the adapter's tests against the oldest and other supported FlashInfer releases (downloads them)
 	$(BIN)/python tests/compat.py

@@ -1,9 +1,10 @@
-"""What can be compared with FlashInfer without a GPU: a restart, and publishing. Both sides in one run. Look-ups: bench_lookup.py.
+"""A restart beside FlashInfer's v2: from a process with everything imported to the answers of four calls, which are on disk.
 
-Usage: python benchmarks/cpu.py [--out FILE]      (about a minute)
+Usage: python benchmarks/bench_restart.py [--out FILE]      (about a minute)
 
-Prints one JSON document. Every sample of a restart is taken in a process of its own, the sides by turns; figures are
-medians. Tactics are not executed: a stand-in for kernel timing says which one wins.
+Every sample is taken in a process of its own, the sides by turns; figures are medians. Both sides were tuned before; ours was started
+twice, since records are served to a process that only attaches when two have agreed on them. Tactics are not executed: a stand-in for
+kernel timing says which one wins.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,21 +21,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import flashinfer
 import torch
-from flashinfer.autotune_cache import ManagedAutotuneCache, autotune_v2
+from flashinfer.autotune_cache import autotune_v2
 from flashinfer.autotuner import AutoTuner, ConstraintSpec, DynamicTensorSpec, TunableRunner, TuningConfig, make_bucket_mapper
 
 import fi_cachestore
-from fi_cachestore.records.record import Record
-from fi_cachestore.store.loose import LooseStore
 from fi_cachestore.testing.cpu_timing import cpu_timing
-from fi_cachestore.testing.samples import sample_record
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rows import Row, print_table, save
 
 SIDES = ("ours", "v2")
 PROCESSES = 5
 SHAPES = ((64, 1024), (64, 2048), (64, 4096), (64, 8192))
-PUBLISHED_COUNT = 200
 
 
 class Runner(TunableRunner):
@@ -119,93 +116,42 @@ def restart(which: str, root: str, task: str) -> dict[str, float]:
         return {"ms": (time.perf_counter_ns() - started) / 1e6, "measurement_count": len(measured)}
 
 
-def publish() -> dict[str, float]:
-    """Microseconds to publish one record, by turns, with two fsyncs in the same directory as the measure of what durable must cost."""
-    samples: dict[str, list[int]] = {}
-
-    def took(side: str, started: int) -> None:
-        samples.setdefault(side, []).append(time.perf_counter_ns() - started)
-
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as base:
-        stores = {
-            side: LooseStore(Path(base) / side, "records", Record, durable=side == "ours_durable") for side in ("ours", "ours_durable")
-        }
-        v2 = ManagedAutotuneCache({"gpu": "none"}, root=Path(base) / "v2")
-        for number in range(PUBLISHED_COUNT):
-            record, fields = sample_record(number), ("bench_op", "Runner", ((64, 1024), (256, 1024)), (number, 128, True))
-            for side, store in stores.items():
-                started = time.perf_counter_ns()
-                store.publish(record)
-                took(side, started)
-            started = time.perf_counter_ns()
-            v2.publish(str(fields), "Runner", 1, fields, ("eager", "hot", 1, "events"))
-            took("v2", started)
-            started = time.perf_counter_ns()
-            two_fsyncs(Path(base) / "fsyncs", number)
-            took("two_fsyncs", started)
-    return {side: round(statistics.median(values) / 1e3, 1) for side, values in samples.items()}
-
-
-def two_fsyncs(directory: Path, number: int) -> None:
-    """Write a file and sync it, then its directory: what a durable write costs on this disk."""
-    directory.mkdir(exist_ok=True)
-    descriptor = os.open(directory / str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    os.write(descriptor, b"x" * 2048)
-    os.fsync(descriptor)
-    os.close(descriptor)
-    descriptor = os.open(directory, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
-def spawn(task: str, *arguments: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "worker", task, *arguments]
+def spawn(*arguments: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "worker", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise SystemExit(f"{task} {arguments} failed:\n{result.stderr[-4000:]}")
+        raise SystemExit(f"{arguments} failed:\n{result.stderr[-4000:]}")
     found: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
     return found
 
 
-def restarts() -> dict[str, Any]:
+def restarts() -> list[Row]:
     with tempfile.TemporaryDirectory() as base:
-        for which in SIDES:
-            spawn("restart", which, f"{base}/{which}", "tune")
+        for which in (*SIDES, "ours"):  # a second start of ours: evidence of another process
+            spawn(which, f"{base}/{which}", "tune")
         samples: dict[str, list[dict[str, float]]] = {which: [] for which in SIDES}
         for _ in range(PROCESSES):
             for which in SIDES:
-                samples[which].append(spawn("restart", which, f"{base}/{which}", "serve"))
+                samples[which].append(spawn(which, f"{base}/{which}", "serve"))
     medians = {which: statistics.median(run["ms"] for run in runs) for which, runs in samples.items()}
-    return {
-        **{f"{which}_ms": round(value, 2) for which, value in medians.items()},
-        "ratio": round(medians["ours"] / medians["v2"], 2),
-        "measurement_count": {which: max(int(run["measurement_count"]) for run in runs) for which, runs in samples.items()},
-    }
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "cpu_count": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "flashinfer": flashinfer.__version__,
-        "fi_cachestore": fi_cachestore.__version__,
-    }
+    counts = {which: max(run["measurement_count"] for run in runs) for which, runs in samples.items()}
+    return [
+        Row("restart: four calls of two runners answered", medians["ours"], medians["v2"], "v2", "ms"),
+        Row("restart: measurements", counts["ours"], counts["v2"], "v2", "measurements", "<= 0"),
+    ]
 
 
 def main() -> None:
     if sys.argv[1:2] == ["worker"]:
-        task = {"restart": restart}[sys.argv[2]]
-        sys.stdout.write(json.dumps(task(*sys.argv[3:])) + "\n")
+        sys.stdout.write(json.dumps(restart(*sys.argv[2:])) + "\n")
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="also write the document to this file")
+    parser.add_argument("--out", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
-    found = {"machine": machine(), "restart_4_calls": restarts(), "publish_us": publish()}
-    document = json.dumps(found, indent=2)
-    sys.stdout.write(document + "\n")
+    rows = restarts()
+    print_table(rows)
     if arguments.out is not None:
-        arguments.out.write_text(document + "\n")
+        save(rows, arguments.out)
 
 
 if __name__ == "__main__":
