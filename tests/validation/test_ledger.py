@@ -104,6 +104,18 @@ def test_both_sides_of_a_contradiction_are_kept(ledger):
     assert (kept.sample.recorded, kept.sample.seen) == (RECORD.space, seen(space=None))
 
 
+def test_joiners_are_told_what_was_asked_for_and_is_validated_and_nothing_else(ledger):
+    promote(ledger)
+    promote(ledger, schema=OTHER_SCHEMA)
+    assert [standing(ledger, rank) for rank in (0, 2)] == [VALIDATED, UNPROVEN]
+    assert standing(ledger, 0, OTHER_SCHEMA) is VALIDATED
+    quarantine(ledger, OTHER_SCHEMA)
+    told = set(ledger.validated())
+    assert (SCHEMA.digest, digest_of(0)) in told
+    assert (SCHEMA.digest, digest_of(2)) not in told
+    assert OTHER_SCHEMA.digest not in {schema for schema, _ in told}
+
+
 def test_the_first_quarantine_stays(ledger, root):
     quarantine(ledger)
     open_ledger(root).quarantine(SCHEMA, side(3), side(4), RECORD, seen(), CONTRADICTION, NOW_NS + 1)
