@@ -3,8 +3,9 @@
 It has the op, the runners' classes and attributes, the inputs, the keyword arguments, the tuning config, and what FlashInfer has in force
 for the calling thread. Nothing is rounded off: what has no reading has no fingerprint, and such a call is described at length.
 
-Most calls are *straight*: runners of classes that a module holds, with plain attributes, on tensors and scalars. For these, what must be
-the same as before is compared, and what may differ is taken from the objects, by few calls that run in C.
+Most calls are *straight*: on tensors and scalars, by runners of classes that a module holds, with plain attributes, or of classes that are
+made for the call. For these, what must be the same as before is compared, and what may differ is taken from the objects, by few calls
+that run in C.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final
 
 from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
@@ -19,6 +21,7 @@ from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
 from fi_cachestore.adapter.classes import Classes, Lasting, merged
 from fi_cachestore.adapter.configs import ConfigPlan, Configs
 from fi_cachestore.adapter.introspect import Introspector
+from fi_cachestore.adapter.made import Made, made_of
 from fi_cachestore.adapter.members import Attributes, ClassPlan, read_rest
 from fi_cachestore.adapter.readings import (
     ATOMS,
@@ -35,7 +38,12 @@ from fi_cachestore.adapter.values import attributes
 
 Fingerprint = tuple[Any, ...]
 
+_name: Final = attrgetter("__qualname__")
 _LASTING: Final = ATOMS | TENSORS | {float, tuple, list, dict, set, frozenset}
+
+
+_MAX_TRIES: Final = 32
+"""How often calls that look alike by name are looked at anew: where they never are alike, looking costs more than reading at length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,7 @@ class _Straight:
 
     number: int
     config: ConfigPlan
+    kinds: list[type]
     classes: Lasting
     tensors: Tensors
     tensors_of: Getter
@@ -65,7 +74,9 @@ class _Straight:
     def read(self, runners: Sequence[TunableRunner], config: TuningConfig, inputs: Sequence[Any]) -> Fingerprint | None:
         """Return the fingerprint of such a call, ``None`` where it is not what was looked at."""
         held = [runner.__dict__ for runner in runners]
-        if not self.config.is_current(config) or not self.classes.is_current() or [*map(len, held)] != self.counts:
+        if [*map(type, runners)] != self.kinds or [*map(len, held)] != self.counts:
+            return None
+        if not self.config.is_current(config) or not self.classes.is_current():
             return None
         values = [*self.atoms(inputs)]
         try:
@@ -76,6 +87,34 @@ class _Straight:
         return (self.number, tuple(map(type, values)), self.tensors.number(self.tensors_of(inputs)), *values)
 
 
+@dataclass(frozen=True, slots=True)
+class _Anew:
+    """How a call is read whose runners are of classes that are made for it. ``number`` stands for all that is compared."""
+
+    number: int
+    config: ConfigPlan
+    tensors: Tensors
+    tensors_of: Getter
+    atoms: Getter
+    made: Made
+
+    def read(self, runners: Sequence[TunableRunner], config: TuningConfig, inputs: Sequence[Any]) -> Fingerprint | None:
+        """Return the fingerprint of such a call, ``None`` where it is not what was looked at."""
+        if not self.config.is_current(config):
+            return None
+        values = [*self.atoms(inputs)]
+        loose: list[Hashable] = []
+        try:
+            if not self.made.read(runners, inputs, values, loose, self.config.readings):
+                return None
+        except Exception:  # noqa: BLE001 - objects of runners: reading them at length meets the same
+            return None
+        types = tuple(map(type, values))
+        if not ATOMS.issuperset(types):
+            return None
+        return (self.number, types, self.tensors.number(self.tensors_of(inputs)), tuple(loose), *values)
+
+
 class Fingerprints:
     """Takes fingerprints. Thread-safe; keeps neither tensors nor runners. Bounded by forgetting, which costs time only."""
 
@@ -83,7 +122,8 @@ class Fingerprints:
         """Know nothing yet."""
         self._classes = Classes(introspector)
         self._configs = Configs(lambda mappers: Readings(mappers, self._inner_runner, self._classes.of_class))
-        self._straight: dict[tuple[Any, ...], _Straight] = {}
+        self._straight: dict[tuple[Any, ...], _Straight | _Anew] = {}
+        self._tried: dict[tuple[Any, ...], tuple[ConfigPlan, int]] = {}
         self._inputs: dict[tuple[type | None, ...], _Inputs] = {}
         self._tensors: dict[tuple[str, int], Tensors] = {}
         self._numbers_by_content: dict[Hashable, int] = {}
@@ -103,12 +143,12 @@ class Fingerprints:
         Raises:
             Exception: it has none. Objects of runners may raise anything when they are looked at.
         """
-        call = (op, id(config), *map(type, inputs), None, *map(type, runners))
-        plan = self._straight.get(call)
+        call = (op, id(config), *map(type, inputs), *map(_name, map(type, runners)))
         has = tuner.__dict__
-        if plan is None or kwargs or has["_override_local"].stack or has["_skip_ops_local"].stack or _is_in_force(has):
+        if kwargs or has["_override_local"].stack or has["_skip_ops_local"].stack or _is_in_force(has):
             return self._in_full(has, call, runners, config, inputs, kwargs)
-        return plan.read(runners, config, inputs) or self._in_full(has, call, runners, config, inputs, kwargs)
+        plan = self._straight.get(call)
+        return (plan and plan.read(runners, config, inputs)) or self._in_full(has, call, runners, config, inputs, kwargs)
 
     def _in_full(
         self,
@@ -131,7 +171,9 @@ class Fingerprints:
         if kwargs:
             parts += (tuple(kwargs), _arguments([plan for plan, _ in read], kwargs, readings))
         elif in_force is None and not given.others and self._configs.is_known(known, config):
-            straight = self._look_straight(call, runners, known, given, tensors, read)
+            straight = self._look_straight(call, runners, known, given, tensors, read) or self._look_anew(
+                call, runners, known, given, tensors, read, inputs
+            )
             if straight is not None and (found := straight.read(runners, config, inputs)) is not None:
                 return found
         return (tuple(parts), tuple(map(type, values)), *values)
@@ -143,6 +185,7 @@ class Fingerprints:
             Exception: they cannot be looked at.
         """
         self._straight.clear()
+        self._tried.clear()
         for runner in runners:
             self._classes.relearn(runner)
 
@@ -164,8 +207,37 @@ class Fingerprints:
         if number is None:
             number = kept(self._numbers_by_content, content, next(self._numbers))
         counts, directs = [len(vars(runner)) for runner in runners], tuple(has.direct for _, has in read)
-        made = _Straight(number, config, merged(lasting), tensors, given.tensors, given.atoms, counts, directs)
-        return kept(self._straight, call, made)
+        made = _Straight(number, config, [*map(type, runners)], merged(lasting), tensors, given.tensors, given.atoms, counts, directs)
+        kept(self._straight, call, made)
+        return made
+
+    def _look_anew(
+        self,
+        call: tuple[Any, ...],
+        runners: Sequence[TunableRunner],
+        config: ConfigPlan,
+        given: _Inputs,
+        tensors: Tensors,
+        read: Sequence[tuple[ClassPlan, Attributes]],
+        inputs: Sequence[Any],
+    ) -> _Anew | None:
+        """Return how a call is read by what its classes are made of, ``None`` for one that cannot be or whose config is new."""
+        tried = self._tried.get(call)
+        count = tried[1] if tried is not None and tried[0] is config else 0
+        kept(self._tried, call, (config, count + 1))
+        if not 0 < count < _MAX_TRIES:
+            return None
+        mappers = [spec[-1] for spec in config.specs]
+        made = made_of(runners, read, inputs, config.readings, mappers)
+        if made is None:
+            return None
+        content = ("made", call[0], config.number, given.number, made.content)
+        number = self._numbers_by_content.get(content)
+        if number is None:
+            number = kept(self._numbers_by_content, content, next(self._numbers))
+        found = _Anew(number, config, tensors, given.tensors, given.atoms, made)
+        kept(self._straight, call, found)
+        return found
 
     # -- runners ----------------------------------------------------------------------------------------------------------------
 

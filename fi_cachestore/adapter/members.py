@@ -89,11 +89,20 @@ def is_current(cls: type, plan: ClassPlan) -> bool:
         if len(members) != has.count or owner.__qualname__ != has.name:
             return False
         for function, code, defaults in zip(has.functions(members), has.codes, has.defaults):  # noqa: B905 - of one length
-            if function.__code__ is not code or function.__defaults__ is not defaults or function.__kwdefaults__ is not None:
+            if function.__code__ is not code or function.__kwdefaults__ is not None:
+                return False
+            if function.__defaults__ is not defaults and not _are_alike(function.__defaults__, defaults):
                 return False
         if has.wrapped and _codes_in(owner, has.wrapped) != has.wrapped_codes:
             return False
     return True
+
+
+def _are_alike(defaults: Any, others: Any) -> bool:
+    """Whether defaults that a factory computed are the same as others."""
+    if type(defaults) is not tuple or type(others) is not tuple or [*map(type, defaults)] != [*map(type, others)]:
+        return False
+    return ATOMS.issuperset(map(type, defaults)) and defaults == others
 
 
 def _codes_in(owner: type, names: Sequence[str]) -> tuple[CodeType, ...]:

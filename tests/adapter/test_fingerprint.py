@@ -22,6 +22,7 @@ from fi_cachestore.keys.model import TuneKey
 from tests.adapter import runners as module_of_runners
 from tests.adapter.cases import CASES, Case
 from tests.adapter.runners import BUCKETS, Kind, PlainRunner, config, matrix, with_output
+from tests.flashinfer_runners.case import RECIPES
 
 INTROSPECTOR = Introspector(flashinfer_contracts(), Environments())
 
@@ -109,6 +110,42 @@ def made(*, variable=1, default=1, other=1, plain=1, keyword=1, decorated=1):
             return decorated
 
     return Made()
+
+
+def handy(size):
+    return size // 16 * 16
+
+
+def other_handy(size):
+    return size // 32 * 32
+
+
+def slim(*, variable=1, setting=1, held=handy, handle=types, extra=1, wraps=staticmethod, **attributes):
+    """A runner of a class like most of FlashInfer's: made anew, of plain methods, over a module, with a memo, functions and extras."""
+
+    class Slim(TunableRunner):
+        plain = setting
+
+        def __init__(self):
+            self._algo_cache, self.held, self.extra = {}, held, extra
+            vars(self).update(attributes)
+
+        def get_cache_key_extras(self, inputs):
+            return (inputs[0].dtype, self.extra)
+
+        @wraps
+        def share(*arguments):
+            return len(arguments)
+
+        def get_valid_tactics(self, inputs, profile, chosen=1):
+            self._algo_cache[chosen] = handle
+            return [variable, chosen, self.held(16)]
+
+        def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+            handle.run(held, variable)
+            return inputs[0]
+
+    return Slim()
 
 
 def switched(is_first, tile):
@@ -454,6 +491,91 @@ def test_straight_calls_tell_everything_apart_too(prints, monkeypatch):
     assert taken(prints, cases[0]) not in (None, *found)
 
 
+OTHER_HANDLE = types.SimpleNamespace(run=None)
+SLIM = {
+    "variable": [1, True, 2, "1", None, (1,), (True,), 1.0],
+    "setting": [1, True, 2],
+    "held": [handy, other_handy, functools.partial(max, 1), functools.partial(max, 2), max],
+    "handle": [types, OTHER_HANDLE],
+    "extra": [1, True, 2, None],
+    "wraps": [staticmethod, classmethod],
+    "tile": [1, True, 1.0, (1,), Options(1), Options(2)],
+}
+
+
+@pytest.mark.parametrize("place", SLIM)
+def test_classes_that_are_made_anew_are_read_straight_and_told_apart(prints, place):
+    def case(value):
+        return Case(slim(**{place: value}), [matrix(50), 1], {}, STRAIGHT)
+
+    found = [[taken(prints, case(value)) for value in SLIM[place] for _ in range(3)] for _ in range(3)][-1]
+    assert all(isinstance(one[0], int) for one in found), "not read straight"
+    assert len({*found}) == len(SLIM[place])
+    assert [len({*found[at : at + 3]}) for at in range(0, len(found), 3)] == [1] * len(SLIM[place])
+
+
+SLIM_CHANGES = {
+    "name of an attribute": lambda runner: vars(runner).update(other=vars(runner).pop("tile")),
+    "new attribute": lambda runner: vars(runner).update(more=1),
+    "new member": lambda runner: setattr(type(runner), "more", 1),
+    "module": lambda runner: setattr(type(runner), "__module__", "another"),
+    "method": lambda runner: setattr(type(runner), "get_valid_tactics", other_list),
+    "static method": lambda runner: setattr(type(runner), "share", staticmethod(other_list)),
+    "code": lambda runner: setattr(type(runner).__init__, "__code__", type(slim(wraps=classmethod)).__init__.__code__.replace(co_name="x")),
+    "keyword default": lambda runner: setattr(type(runner).forward, "__kwdefaults__", {"more": 1}),
+    "default of a static method": lambda runner: setattr(vars(type(runner))["share"].__func__, "__defaults__", (1,)),
+    "base": lambda runner: setattr(type(runner), "__bases__", (PlainRunner,)),
+    "memo": lambda runner: vars(runner).update(_algo_cache=1),
+    "closure of one of two methods": lambda runner: setattr(type(runner), "forward", type(slim(handle=OTHER_HANDLE)).forward),
+}
+
+
+@pytest.mark.parametrize("change", SLIM_CHANGES)
+def test_what_changes_in_a_class_made_anew_is_seen(prints, change):
+    def case():
+        return Case(slim(tile=1), [matrix(50), 1], {}, STRAIGHT)
+
+    before = [taken(prints, case()) for _ in range(4)][-1]
+    changed = case()
+    SLIM_CHANGES[change](changed.runner)
+    assert isinstance(before[0], int), "not read straight"
+    assert taken(prints, changed) != before
+    assert taken(prints, case()) == before
+
+
+def test_a_default_that_a_factory_computes_is_looked_at_once(prints):
+    def case(default):
+        class Computed(PlainRunner):
+            def which(self, tile=default):
+                return tile
+
+        return Case(Computed(), [matrix(50)], {}, STRAIGHT)
+
+    found = [[taken(prints, case(default)) for default in (1, True, 2)] for _ in range(40)]
+    assert found[-1] == found[-2]
+    assert len({*found[-1]}) == 3
+    assert None not in found[-1]
+
+
+def test_the_function_in_a_class_made_anew_is_the_same_only_with_the_same_code(prints, monkeypatch):
+    case = Case(slim(), [matrix(50)], {}, STRAIGHT)
+    before = [taken(prints, case) for _ in range(4)][-1]
+    monkeypatch.setattr(handy, "__code__", other_handy.__code__)
+    assert isinstance(before[0], int), "not read straight"
+    assert taken(prints, case) not in (None, before)
+
+
+def test_flashinfers_extras_and_addresses_are_read_of_classes_made_anew(prints):
+    found = []
+    for differs in ({}, *RECIPES["cublaslt_bf16"].differs.values()):
+        for _ in range(4):
+            with RECIPES["cublaslt_bf16"].build(**differs) as built:
+                made_anew = taken(prints, Case(built.runner, built.inputs, {}, built.config))
+        found.append(made_anew)
+        assert isinstance(made_anew[0], int), "not read straight"
+    assert len({*found}) == 4
+
+
 def test_a_closure_that_is_rebound_is_seen(prints):
     tile = 1
 
@@ -673,8 +795,11 @@ shapes = st.tuples(st.sampled_from([1, 16, 50, 64]), st.sampled_from([1, 32]))
 
 @st.composite
 def cases(draw):
-    if draw(st.booleans()):
+    kind = draw(st.sampled_from(["shaped", "slim", "made"]))
+    if kind == "shaped":
         runner = ShapedRunner(**draw(st.dictionaries(names, plain, max_size=2)))
+    elif kind == "slim":
+        runner = slim(**draw(st.dictionaries(st.sampled_from(["variable", "setting", "held", "extra", "tile"]), plain, max_size=2)))
     else:
         places = st.sampled_from(["variable", "default", "other", "plain", "keyword", "decorated"])
         runner = made(**draw(st.dictionaries(places, plain, max_size=2)))
