@@ -16,12 +16,17 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from flashinfer.autotuner import AutoTuner, ConstraintSpec, DynamicTensorSpec, TunableRunner, TuningConfig, autotune, make_bucket_mapper
+from flashinfer.gemm import gemm_base
 
 import fi_cachestore
 from fi_cachestore.testing.cpu_timing import cpu_timing
@@ -174,7 +179,66 @@ def classes_made_anew(sides: Sides, calls: int) -> Row:
     sides.tune(op, tuned, tuned[0], settings, call)
     ours, theirs = sides.times(op, lambda: [made_anew(2)], settings, call, (0, 1), calls)
     note = "FlashInfer's key has neither the class's code nor its closure: two runners that differ in these share an answer there"
-    return Row("look-up that hits: a class made for the call, 6 inputs", ours, theirs, PEER, "us", note=note)
+    return Row("look-up that hits: a class made for the call, 6 inputs", ours, theirs, PEER, "us", FIRST_TARGET, note=note)
+
+
+@contextmanager
+def compiled() -> Iterator[ModuleType]:
+    """Stand in for FlashInfer's compiled GEMMs and for the device, so that its own factories make runners without a GPU."""
+    module = ModuleType("compiled")
+    spec = SimpleNamespace(build_and_load=lambda: module)
+    for name, result in (("bmm_fp8_get_algos", 3), ("mm_bf16_cublaslt_get_algos", 3), ("bmm_fp8", None)):
+        setattr(module, name, lambda *_, result=result: result)
+    module.bmm_fp8_run_with_algo = module.mm_bf16_cublaslt_run_with_algo = lambda *_: None  # type: ignore[attr-defined]
+    stubs = [
+        (gemm_base, "gen_gemm_module", lambda: spec),
+        (gemm_base, "gen_mm_bf16_cublaslt_module", lambda: spec),
+        (gemm_base, "_is_cudnn_override_shape_available", lambda: False),
+        (gemm_base, "build_cudnn_gemm_fp8_graph", lambda **_: None),
+        (gemm_base, "_torch_data_type_to_cudnn_data_type", str),
+        (gemm_base, "_cudnn_graph_engine_knob_tactics", lambda _: [0, 1, 2]),
+        (gemm_base, "_cudnn_gemm_fp8", lambda *_, **__: None),
+        (torch.cuda, "device", lambda _: nullcontext()),
+        (torch.cuda, "current_blas_handle", lambda: 1),
+        (AutoTuner, "_get_l2_cache_size_in_bytes", lambda *_: 1),
+    ]
+    with ExitStack() as stack:
+        for owner, name, stub in stubs:
+            stack.enter_context(patch.object(owner, name, stub))
+        yield module
+
+
+def made_by(factories: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [make() for make in factories]
+
+
+def factories_of_flashinfer(sides: Sides, calls: int) -> list[Row]:
+    """FlashInfer's own classes, made for the call by its own factories, on the inputs of its ops; making them is not counted."""
+    eights = torch.zeros(1, 16, 512).to(torch.float8_e4m3fn), torch.zeros(1, 256, 512).to(torch.float8_e4m3fn).transpose(-2, -1)
+    fp8 = [*eights, torch.ones(1), torch.ones(1), torch.zeros(1, 16, 256).bfloat16(), torch.zeros(1024).byte()]
+    bf16 = [torch.zeros(16, 512).bfloat16(), torch.zeros(256, 512).bfloat16().t(), None, False, fp8[4][0], fp8[5]]
+    found = []
+    base = vars(gemm_base)
+    for_fp8, for_bf16 = base["_FP8_GEMM_SM100_TUNING_CONFIG"], base["_BF16_GEMM_SM100_TUNING_CONFIG"]
+    with compiled():
+        cublas = base["get_gemm_module"].__wrapped__().cublas_fp8_gemm_runner
+        cublaslt = base["get_mm_bf16_cublaslt_module"].__wrapped__().cublaslt_bf16_gemm_runner
+        both = [base["_cudnn_gemm_fp8_runner"], cublas]
+        for name, op, factories, settings, call in (
+            ("bmm_fp8 cublas", "fp8_gemm", [cublas], for_fp8, fp8),
+            ("mm_bf16 cublaslt", "bf16_gemm", [cublaslt], for_bf16, bf16),
+            ("bmm_fp8 cudnn and cublas", "fp8_gemm {}", both, for_fp8, fp8),
+        ):
+            times = []
+            for winner in sorted({0, len(factories) - 1}):
+                tuned = made_by(factories)
+                sides.tune(op.format(winner), tuned, tuned[winner], settings, call)
+                made = partial(made_by, factories)
+                times.append(sides.times(op.format(winner), made, settings, call, (winner, 1), calls))
+            ours, theirs = (statistics.mean(column) for column in zip(*times, strict=True))
+            mean = ", mean of first and last winning" if len(times) > 1 else ""
+            found.append(Row(f"look-up that hits: FlashInfer's classes of {name}{mean}", ours, theirs, PEER, "us", FIRST_TARGET))
+    return found
 
 
 def growth(sides: Sides, calls: int) -> Row:
@@ -215,6 +279,7 @@ def main() -> None:
             *hits(sides, arguments.calls),
             *misses(sides, arguments.calls),
             classes_made_anew(sides, arguments.calls // 4),
+            *factories_of_flashinfer(sides, arguments.calls // 4),
             growth(sides, arguments.growth_calls),
         ]
     print_table(found)

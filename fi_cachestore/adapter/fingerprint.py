@@ -21,7 +21,7 @@ from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
 from fi_cachestore.adapter.classes import Classes, Lasting, merged
 from fi_cachestore.adapter.configs import ConfigPlan, Configs
 from fi_cachestore.adapter.introspect import Introspector
-from fi_cachestore.adapter.made import Made, made_of
+from fi_cachestore.adapter.made import Made, is_constant, made_of
 from fi_cachestore.adapter.members import Attributes, ClassPlan, read_rest
 from fi_cachestore.adapter.readings import (
     ATOMS,
@@ -39,11 +39,8 @@ from fi_cachestore.adapter.values import attributes
 Fingerprint = tuple[Any, ...]
 
 _name: Final = attrgetter("__qualname__")
+_MAX_ANEW: Final = 128  # a config that is made for each call makes a new one each time
 _LASTING: Final = ATOMS | TENSORS | {float, tuple, list, dict, set, frozenset}
-
-
-_MAX_TRIES: Final = 32
-"""How often calls that look alike by name are looked at anew: where they never are alike, looking costs more than reading at length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +120,7 @@ class Fingerprints:
         self._classes = Classes(introspector)
         self._configs = Configs(lambda mappers: Readings(mappers, self._inner_runner, self._classes.of_class))
         self._straight: dict[tuple[Any, ...], _Straight | _Anew] = {}
-        self._tried: dict[tuple[Any, ...], tuple[ConfigPlan, int]] = {}
+        self._made: dict[tuple[Any, ...], Made] = {}
         self._inputs: dict[tuple[type | None, ...], _Inputs] = {}
         self._tensors: dict[tuple[str, int], Tensors] = {}
         self._numbers_by_content: dict[Hashable, int] = {}
@@ -171,10 +168,12 @@ class Fingerprints:
         if kwargs:
             parts += (tuple(kwargs), _arguments([plan for plan, _ in read], kwargs, readings))
         elif in_force is None and not given.others and self._configs.is_known(known, config):
-            straight = self._look_straight(call, runners, known, given, tensors, read) or self._look_anew(
-                call, runners, known, given, tensors, read, inputs
-            )
-            if straight is not None and (found := straight.read(runners, config, inputs)) is not None:
+            straight = self._look_straight(call, runners, known, given, tensors, read)
+            if straight is None:
+                found = self._read_anew(call, runners, known, given, tensors, read, config, inputs)
+            else:
+                found = straight.read(runners, config, inputs)
+            if found is not None:
                 return found
         return (tuple(parts), tuple(map(type, values)), *values)
 
@@ -185,7 +184,7 @@ class Fingerprints:
             Exception: they cannot be looked at.
         """
         self._straight.clear()
-        self._tried.clear()
+        self._made.clear()
         for runner in runners:
             self._classes.relearn(runner)
 
@@ -211,33 +210,44 @@ class Fingerprints:
         kept(self._straight, call, made)
         return made
 
-    def _look_anew(
+    def _read_anew(
         self,
         call: tuple[Any, ...],
         runners: Sequence[TunableRunner],
-        config: ConfigPlan,
+        known: ConfigPlan,
         given: _Inputs,
         tensors: Tensors,
         read: Sequence[tuple[ClassPlan, Attributes]],
+        config: TuningConfig,
         inputs: Sequence[Any],
-    ) -> _Anew | None:
-        """Return how a call is read by what its classes are made of, ``None`` for one that cannot be or whose config is new."""
-        tried = self._tried.get(call)
-        count = tried[1] if tried is not None and tried[0] is config else 0
-        kept(self._tried, call, (config, count + 1))
-        if not 0 < count < _MAX_TRIES:
-            return None
-        mappers = [spec[-1] for spec in config.specs]
-        made = made_of(runners, read, inputs, config.readings, mappers)
-        if made is None:
-            return None
-        content = ("made", call[0], config.number, given.number, made.content)
-        number = self._numbers_by_content.get(content)
-        if number is None:
-            number = kept(self._numbers_by_content, content, next(self._numbers))
-        found = _Anew(number, config, tensors, given.tensors, given.atoms, made)
-        kept(self._straight, call, found)
-        return found
+    ) -> Fingerprint | None:
+        """Return the fingerprint of a call by what its classes are made of, and note how it is taken; ``None`` for one that has none.
+
+        The config may be new each time, and the classes another's of the same name: the same call has the same one all the same.
+        """
+        mappers = [spec[-1] for spec in known.specs]
+        place = (
+            known.number,
+            given.number,
+            *(mapper if is_constant(mapper) else None for mapper in mappers),
+            *(has.number for _, has in read),
+        )
+        made = self._made.get(place)
+        for is_known in (True, False):
+            if not is_known:
+                made = made_of(runners, read, inputs, known.readings, mappers)
+            if made is None:
+                continue
+            content = ("made", call[0], known.number, given.number, made.content)
+            number = self._numbers_by_content.get(content)
+            if number is None:
+                number = kept(self._numbers_by_content, content, next(self._numbers))
+            straight = _Anew(number, known, tensors, given.tensors, given.atoms, made)
+            if (found := straight.read(runners, config, inputs)) is not None:
+                kept(self._made, place, made)
+                kept(self._straight, call, straight, _MAX_ANEW)
+                return found
+        return None
 
     # -- runners ----------------------------------------------------------------------------------------------------------------
 

@@ -257,7 +257,7 @@ def _kind(name: str, item: Any, node: Roles, mappers: Sequence[Any]) -> str:
         return "value"
     if _is_told_by_type(name, item, node, mappers):
         return "typed"
-    return "function" if _is_constant(item) else "loose"
+    return "function" if is_constant(item) else "loose"
 
 
 def _is_told_by_type(name: str, item: Any, node: Roles, mappers: Sequence[Any]) -> bool:
@@ -274,7 +274,7 @@ def _is_told_by_type(name: str, item: Any, node: Roles, mappers: Sequence[Any]) 
     return resource_kind(item) is not None
 
 
-def _is_constant(item: Any) -> bool:
+def is_constant(item: Any) -> bool:
     """Whether an item is a function of a module that has no parts of its own."""
     if type(item) is not FunctionType or item.__closure__ is not None or item.__defaults__ or item.__kwdefaults__:
         return False

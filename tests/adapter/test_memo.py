@@ -85,6 +85,21 @@ def test_calls_that_differ_are_told_apart(root, described):
     assert described == []
 
 
+def test_calls_with_new_classes_and_new_configs_are_worked_out_once(root, described):
+    def made_anew(tile):
+        class Anew(PlainRunner):
+            def which(self):
+                return tile
+
+        return Anew()
+
+    fi_cachestore.attach(root=root)
+    for _ in range(40):
+        for tile in (1, 2):
+            assert choose("new", [made_anew(tile)], [matrix(50)], config()) == (0, -1)
+    assert len(described) == 2
+
+
 def test_an_attribute_that_changes_while_the_call_is_answered_is_not_remembered(root, monkeypatch):
     fi_cachestore.attach(root=root)
     runner, real, changing = FirstRunner(tile=1), serve.describe, [2, 1]
