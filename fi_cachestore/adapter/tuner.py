@@ -273,9 +273,9 @@ def _without_records(tuner: Any, op: str, error: Exception) -> Iterator[Any]:
     if not tuner.state.attached:
         yield super(CacheStoreTuner, tuner)
         return
-    tuner.state.note_ephemeral(op, f"answering it failed ({type(error).__name__}: {error})"[:200])
     with tuner.memory_only():
         yield super(CacheStoreTuner, tuner)
+    tuner.state.note_ephemeral(op, f"answering it failed ({type(error).__name__}: {error})"[:200])  # where FlashInfer did not fail as well
 
 
 class _ListingBlocklist:

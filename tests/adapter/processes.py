@@ -1,13 +1,16 @@
 """Fresh processes for restarts: forked from a server that has imported torch and FlashInfer and run nothing."""
 
 import multiprocessing
+import os
 import traceback
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "flashinfer.autotuner", "flashinfer.autotune_cache", "fi_cachestore.adapter.attach"])
 
 
-def _run(pipe, function, args, kwargs):
+def _run(pipe, environ, function, args, kwargs):
+    os.environ.clear()  # the server has that of the test which was the first to need it
+    os.environ.update(environ)
     try:
         pipe.send((True, function(*args, **kwargs)))
     except BaseException:
@@ -20,7 +23,7 @@ class Fresh:
 
     def __init__(self, function, *args, **kwargs):
         self._pipe, theirs = CONTEXT.Pipe(duplex=False)
-        self.process = CONTEXT.Process(target=_run, args=(theirs, function, args, kwargs))
+        self.process = CONTEXT.Process(target=_run, args=(theirs, dict(os.environ), function, args, kwargs))
         self.process.start()
         theirs.close()
 

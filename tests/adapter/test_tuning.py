@@ -298,10 +298,15 @@ class OpaqueTactic:
     pass
 
 
-class OpaqueTacticRunner(PlainRunner):
-    """At one size it offers a tactic of a type that nobody can store."""
+OFFERED = {"OpaqueTacticRunner": OpaqueTactic(), "OtherOpaqueRunner": OpaqueTactic()}
 
-    offered = OpaqueTactic()
+
+class OpaqueTacticRunner(PlainRunner):
+    """At one size it offers a tactic of a type that nobody can store, and that it does not hold itself."""
+
+    @property
+    def offered(self):
+        return OFFERED[type(self).__name__]
 
     def get_valid_tactics(self, inputs, profile):
         return [0, self.offered] if inputs[0].shape[0] == 64 else [0, 1]
@@ -314,7 +319,12 @@ def tune_opaque(root):
     with timed() as measured, fi_cachestore.autotune(root=root) as session:
         inside = choose("opaque", [OpaqueTacticRunner()], [matrix(64)])
     after = choose("opaque", [OpaqueTacticRunner()], [matrix(64)])
-    return len(measured), inside[1] is OpaqueTacticRunner.offered, after[1] is OpaqueTacticRunner.offered, session.report().unshared_count
+    return (
+        len(measured),
+        inside[1] is OFFERED["OpaqueTacticRunner"],
+        after[1] is OFFERED["OpaqueTacticRunner"],
+        session.report().unshared_count,
+    )
 
 
 def test_a_tactic_that_nobody_can_store_stays_in_memory_and_costs_no_other_record(tmp_path):
@@ -328,8 +338,8 @@ def enter_again_with_opaque(root):
     for _ in range(2):
         with timed() as measured, fi_cachestore.autotune(root=root):
             chosen = choose("opaque", [OpaqueTacticRunner()], [matrix(64)])
-        counts.append((len(measured), chosen[1] is OpaqueTacticRunner.offered))
-    return counts, choose("opaque", [OpaqueTacticRunner()], [matrix(64)])[1] is OpaqueTacticRunner.offered
+        counts.append((len(measured), chosen[1] is OFFERED["OpaqueTacticRunner"]))
+    return counts, choose("opaque", [OpaqueTacticRunner()], [matrix(64)])[1] is OFFERED["OpaqueTacticRunner"]
 
 
 def test_what_stays_in_memory_is_known_to_the_next_session_of_the_process(tmp_path):
@@ -337,7 +347,7 @@ def test_what_stays_in_memory_is_known_to_the_next_session_of_the_process(tmp_pa
 
 
 class OtherOpaqueRunner(OpaqueTacticRunner):
-    offered = OpaqueTactic()
+    pass
 
 
 def serve_two_opaque(root):
