@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/gpu_hot_path.py [FILE]      (under three minutes on an H200; compiles FlashInfer's cuBLAS kernels first)
 
-Prints one JSON document, and writes it to FILE, else to the folder $OUT where there is one. Each side is timed in a process of its own,
+Prints one JSON document, and writes it to FILE. Each side is timed in a process of its own,
 five pairs of processes by turns; a sample is the time of a run of calls on the host, with one synchronisation at its end, and a process
 gives the median of its samples. The matrices are small, so that the host is what takes the time.
 """
@@ -10,7 +10,6 @@ gives the median of its samples. The matrices are small, so that the host is wha
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -127,10 +126,8 @@ def main() -> None:
                 runs[which].append(spawn(which, root))
     document = json.dumps({"machine": machine(), "summary": summary(runs), "runs": runs}, indent=2)
     sys.stdout.write(document + "\n")
-    folder = os.environ.get("OUT")  # noqa: TID251 - where a rented machine is told to leave results
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder, "gpu_hot_path.json") if folder else None
-    if path is not None:
-        path.write_text(document + "\n")
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(document + "\n")
 
 
 if __name__ == "__main__":
