@@ -98,6 +98,15 @@ def test_layouts_that_were_validated_apart_are_not_believed_together(tmp_path):
     assert_nobody_is_served(tmp_path)
 
 
+def test_a_verdict_changes_no_key(tmp_path):
+    keys = []
+    for layout in (True, True, False):  # unproven, validated, quarantined
+        start(tmp_path, layout)
+        keys.append(sorted(open_store(tmp_path)))
+    assert verdicts(tmp_path) == {"validation": 1, "quarantine": 1}
+    assert keys[0] == keys[1] == keys[2] != []
+
+
 def test_the_mended_contract_validates(tmp_path):
     start(tmp_path, True)
     start(tmp_path, False)
