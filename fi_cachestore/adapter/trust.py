@@ -158,6 +158,7 @@ def examine(tuner: CacheStoreTuner, session: Session, view: RunnerView, rows: Se
     if groups and cuda.is_capturing():
         return Course.DEFAULT
     doubted = [group for values, group in groups.items() if _doubt(tuner, session, ledger, view, values, group)]
+    _refuse(session, (record for group in groups.values() for _, record in group if ledger.is_refused(record)))  # as has just turned out
     if why := ledger.banned_because(view.schema.digest):
         session.belief.note_quarantined(view.schema.digest, why)
         _refuse(session, (record for _, record in rows))

@@ -147,12 +147,13 @@ def test_a_sample_is_tried_once_and_a_validated_store_costs_nothing_at_start(tmp
 
 
 def test_replay_verifies_nothing_and_writes_nothing(tmp_path):
-    fresh(tune, tmp_path, SeedRunner(True))
-    before = tree(tmp_path)
-    served = fresh(replay, tmp_path, SeedRunner(True))
+    root = tmp_path / "root"
+    fresh(tune, root, SeedRunner(True))
+    before = tree(root)
+    served = fresh(replay, root, SeedRunner(True))
     assert (served.tactic, served.counts) == (-1, {"listings": 0, "runs": 0})
     assert served.report.misses == {"unproven": 1}
-    assert tree(tmp_path) == before
+    assert tree(root) == before
 
 
 def tree(root):
