@@ -19,6 +19,7 @@ from fi_cachestore.adapter.joining import timings_averaged_over
 from fi_cachestore.adapter.policy import from_rule, rule_fields
 from fi_cachestore.adapter.state import AdapterState
 from fi_cachestore.errors import PinnedMissError
+from fi_cachestore.records.record import DEFAULT_TACTIC
 from fi_cachestore.records.rules import Rule
 
 _SCRATCH = {
@@ -64,6 +65,8 @@ class CacheStoreTuner(AutoTuner):
         except _RAISED_ON:
             raise
         except Exception as error:  # noqa: BLE001 - a fault of ours must cost speed, never an engine; a runner's own comes again
+            if _must_not_be_alone(self, custom_op, runners):
+                return runners[0], DEFAULT_TACTIC
             with _without_records(self, custom_op, error) as plain:
                 return cast("tuple[TunableRunner, Any]", plain.choose_one(custom_op, runners, tuning_config, inputs, **kwargs))
 
@@ -81,6 +84,8 @@ class CacheStoreTuner(AutoTuner):
         except _RAISED_ON:
             raise
         except Exception as error:  # noqa: BLE001 - as above
+            if _must_not_be_alone(self, custom_op, runners):
+                return [DEFAULT_TACTIC]
             with _without_records(self, custom_op, error) as plain:
                 return cast("list[Any]", plain.rank_tactics(custom_op, runners, tuning_config, inputs, k=k, **kwargs))
 
@@ -262,6 +267,11 @@ class CacheStoreTuner(AutoTuner):
     def state(self) -> AdapterState:
         """The adapter's state."""
         return self._fi_cachestore
+
+
+def _must_not_be_alone(tuner: Any, op: str, runners: list[TunableRunner]) -> bool:
+    """Whether FlashInfer's own loop would measure an op whose runners communicate, and this rank wait there for the others for ever."""
+    return isinstance(tuner, CacheStoreTuner) and tuner.is_tuning_mode and serve.communicates(tuner, op, runners)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,12 @@ from fi_cachestore.adapter import drive, ranking, serve
 from tests.adapter.runners import PlainRunner, choose, config, matrix, timed
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays_attached():
+    yield
+    fi_cachestore.detach()
+
+
 class Detaching(PlainRunner):
     """Takes every session off in the middle of the call that it is asked in, as another thread may."""
 
@@ -60,7 +66,6 @@ def tuned(tmp_path):
         with fi_cachestore.autotune(root=tmp_path) as session:
             choose("op", [PlainRunner()], [matrix(50)])
         yield session
-    fi_cachestore.detach()
 
 
 def raising(error):
@@ -85,6 +90,16 @@ def test_a_fault_of_ours_while_tuning_is_tuned_by_flashinfer_in_memory(tmp_path,
     with timed(), fi_cachestore.autotune(root=tmp_path) as session:
         assert choose("op", [PlainRunner()], [matrix(50)]) == (0, 2)
     assert list(session.report().ephemeral) == ["answering it failed (BugError: it broke)"]
+
+
+def test_an_op_whose_ranks_communicate_is_not_measured_by_the_one_that_is_at_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(drive, "choose", raising(BugError("it broke")))
+    monkeypatch.setattr(ranking, "rank", raising(BugError("it broke")))
+    with timed() as measured, fi_cachestore.autotune(root=tmp_path, collective_ops="op"):
+        assert choose("op", [PlainRunner()], [matrix(50)]) == (0, -1)
+        if hasattr(AutoTuner, "rank_tactics"):
+            assert AutoTuner.get().rank_tactics("op", [PlainRunner()], config(), [matrix(64)], k=2) == [-1]
+    assert measured == []
 
 
 @pytest.mark.skipif(not hasattr(AutoTuner, "rank_tactics"), reason="FlashInfer 0.6.14 and later")
