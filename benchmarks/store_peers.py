@@ -12,7 +12,7 @@ from flashinfer.autotune_cache import ManagedAutotuneCache, _encode_key_fields
 from store_records import Records
 
 from fi_cachestore.keys.digest import Digest
-from fi_cachestore.records.envelope import unseal
+from fi_cachestore.records.envelope import body_of
 from fi_cachestore.records.record import Record
 
 MANIFEST = {"gpu": "none"}
@@ -76,7 +76,7 @@ def write_diskcache(path: Path, count: int) -> None:
 
 def checked(data: bytes, digest: Digest) -> Record:
     """Do what our look-up does with the bytes it has found."""
-    record = Record.from_value(unseal(data))
+    record = Record.from_body(body_of(data))
     if record.digest != digest:
         raise SystemExit("another record")
     return record

@@ -26,7 +26,7 @@ from fi_cachestore.coordination.agreement import (
 from fi_cachestore.coordination.ranks import Ranks
 from fi_cachestore.errors import BoardLostError, CacheStoreError, DamagedError, UnsupportedValueError
 from fi_cachestore.keys.digest import Digest
-from fi_cachestore.records.envelope import seal, unseal
+from fi_cachestore.records.envelope import body_of, seal
 from fi_cachestore.records.record import Record
 from fi_cachestore.store.port import Hit, Store
 
@@ -243,7 +243,7 @@ class Group:
 def _opened(sealed: bytes, digest: Digest) -> Record | None:
     """Return the record in what a rank put forward; anything else than the record asked for is nothing."""
     try:
-        record = Record.from_value(unseal(sealed))
+        record = Record.from_body(body_of(sealed))
     except DamagedError as error:
         logger.warning("what a rank put forward for %s is not a record: %s", digest[:12], error)
         return None

@@ -22,7 +22,7 @@ from fi_cachestore.keys.canonical import Value
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.model import TuneKey
 from fi_cachestore.known import Known, Renewal
-from fi_cachestore.records.envelope import unseal
+from fi_cachestore.records.envelope import body_of, decoded
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import Rule
 from fi_cachestore.records.settlement import Settlement
@@ -114,10 +114,10 @@ class Session:
     def take_in(self, sealed: bytes) -> bool:
         """Serve a record that another rank left, or believe what it verified; return whether it was a record."""
         try:
-            value = unseal(sealed)
-            if self.belief.take_in(value):
+            body = body_of(sealed)
+            if self.belief.take_in(decoded(body)):
                 return False
-            self.known.take_in(Record.from_value(value))
+            self.known.take_in(Record.from_body(body))
         except DamagedError as error:
             logger.warning("what a rank left is not a record: %s", error)
             return False

@@ -23,9 +23,8 @@ Subclasses are refused, not packed as their base: ``IntEnum`` members, named tup
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import msgpack
@@ -39,7 +38,9 @@ MAX_ITEMS = 4096
 MAX_BYTES = 512 * 1024
 """Length of one encoded value."""
 
-_TUPLE, _LIST, _DICT, _NAMED = range(4)
+TUPLE, LIST, DICT, NAMED = range(4)
+"""The tags of containers."""
+_SEQUENCES = frozenset({TUPLE, LIST})
 _CONTAINERS = (tuple, list, dict)
 _LEAVES = frozenset({type(None), bool, int, str, bytes})
 _AS_THEY_ARE = frozenset({type(None), bool, bytes})
@@ -70,76 +71,12 @@ def encode(value: Value) -> bytes:
 
 
 def encode_field(value: Value, name: str) -> bytes:
-    """Return the bytes of ``value`` as one of the fields that ``join_fields`` joins; errors name it.
+    """Return the bytes of ``value`` as one of the fields that ``fields.join_fields`` joins; errors name it.
 
     Raises:
         UnsupportedValueError: as ``encode`` does.
     """
     return _packed(value, 2, name)
-
-
-def join_fields(kind: str, fields: Mapping[str, bytes]) -> bytes:
-    """Return ``encode(Named(kind, {name: value...}))`` from fields that are encoded already, so that many values can share some.
-
-    Raises:
-        UnsupportedValueError: longer than the limit.
-    """
-    rows = sorted((_pack(name), content) for name, content in fields.items())
-    heads = _pack(_NAMED) + _pack(kind), _pack(_DICT)
-    outer, inner = (_array_head(count) for count in (3, 1 + 2 * len(rows)))
-    return _bounded(b"".join([outer, heads[0], inner, heads[1], *(part for row in rows for part in row)]), "value", kind)
-
-
-def split_fields(kind: str, names: Sequence[str], data: bytes) -> dict[str, bytes]:
-    """Return the bytes of the fields that ``join_fields`` has joined: just ``names``. They are not decoded; ``decode_field`` does that.
-
-    Raises:
-        NotCanonicalError: other bytes than ``join_fields`` writes around its fields.
-    """
-    parts, at = {}, 0
-    unpacker = msgpack.Unpacker(max_buffer_size=MAX_BYTES)
-    try:
-        unpacker.feed(data)
-        for name, before in _places(kind, tuple(names)):
-            start = at + len(before)
-            if data[at:start] != before:
-                raise NotCanonicalError(f"other fields than those of {kind}", len(data))
-            unpacker.read_bytes(len(before))
-            unpacker.skip()
-            at = unpacker.tell()
-            parts[name] = data[start:at]
-    except (ValueError, msgpack.UnpackException) as error:
-        raise NotCanonicalError(f"other fields than those of {kind}", len(data)) from error
-    if at != len(data):
-        raise NotCanonicalError("more than the fields", len(data))
-    return parts
-
-
-@lru_cache(maxsize=16)
-def _places(kind: str, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
-    """Return, in the order of the fields, each name with the bytes that come between the field before it and its value."""
-    rows = sorted((_pack(name), name) for name in names)
-    head = _array_head(3) + _pack(_NAMED) + _pack(kind) + _array_head(1 + 2 * len(rows)) + _pack(_DICT)
-    return [(name, (b"" if index else head) + packed) for index, (packed, name) in enumerate(rows)]
-
-
-def split_tuple(data: bytes) -> list[bytes] | None:
-    """Return the bytes of the items of an encoded tuple, not decoded; ``None`` for anything else."""
-    unpacker = msgpack.Unpacker(max_buffer_size=MAX_BYTES)
-    try:
-        unpacker.feed(data)
-        count = unpacker.read_array_header()
-        head = _array_head(count) + _pack(_TUPLE)
-        if not 0 < count <= MAX_ITEMS + 1 or data[: len(head)] != head:
-            return None
-        unpacker.skip()  # the tag
-        ends = [len(head)]
-        for _ in range(count - 1):
-            unpacker.skip()
-            ends.append(unpacker.tell())
-    except (ValueError, msgpack.UnpackException):
-        return None
-    return [data[start:end] for start, end in itertools.pairwise(ends)] if ends[-1] == len(data) else None
 
 
 def decode_field(data: bytes, depth: int = 2) -> Value:
@@ -151,25 +88,26 @@ def decode_field(data: bytes, depth: int = 2) -> Value:
     return _decoded(data, depth)
 
 
-def _array_head(count: int) -> bytes:
-    head: bytes = msgpack.Packer().pack_array_header(count)
-    return head
-
-
-def _pack(wire: object) -> bytes:
-    packed: bytes = msgpack.packb(wire, use_bin_type=True)
+def packed_wire(wire: object) -> bytes:
+    """Return the bytes of a wire form."""
+    packed: bytes = msgpack.packb(wire)
     return packed
 
 
 def _packed(value: Value, depth: int, path: str) -> bytes:
     try:
-        packed = _pack(_to_wire(value, depth))
+        packed = packed_wire(_to_wire(value, depth))
     except UnsupportedValueError as error:
         raise UnsupportedValueError(f"{path}{error.path}", error.type_name, error.why) from None
-    return _bounded(packed, path, type(value).__qualname__)
+    return bounded(packed, path, type(value).__qualname__)
 
 
-def _bounded(packed: bytes, path: str, type_name: str) -> bytes:
+def bounded(packed: bytes, path: str, type_name: str) -> bytes:
+    """Return ``packed``.
+
+    Raises:
+        UnsupportedValueError: it is longer than the limit.
+    """
     if len(packed) > MAX_BYTES:
         raise UnsupportedValueError(path, type_name, f"{len(packed)} bytes encoded, the limit is {MAX_BYTES}")
     return packed
@@ -192,7 +130,7 @@ def _decoded(data: bytes, depth: int) -> Value:
         raise NotCanonicalError(f"longer than {MAX_BYTES} bytes", size)
     try:
         wire = _unpacked(data)
-        if _pack(wire) != data:  # widths and lengths; what msgpack itself does not know about is checked on the way down
+        if packed_wire(wire) != data:  # widths and lengths; what msgpack itself does not know about is checked on the way down
             raise NotCanonicalError("another spelling of the same value", size)
         return _from_wire(wire, depth)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
@@ -238,13 +176,13 @@ def _to_wire(value: Any, depth: int) -> object:
     if depth >= MAX_DEPTH:
         raise UnsupportedValueError("", kind.__qualname__, f"nested more than {MAX_DEPTH} deep")
     if kind is Named:
-        return [_NAMED, _text(value.kind), _inside(value.content, f"<{value.kind}>", depth)]
+        return [NAMED, _text(value.kind), _inside(value.content, f"<{value.kind}>", depth)]
     if kind in _CONTAINERS:
         if len(value) > MAX_ITEMS:
             raise UnsupportedValueError("", kind.__qualname__, f"more than {MAX_ITEMS} items")
         if kind is dict:
-            return [_DICT, *_pairs(value, depth)]
-        return [_TUPLE if kind is tuple else _LIST, *(_inside(item, i, depth) for i, item in enumerate(value))]
+            return [DICT, *_pairs(value, depth)]
+        return [TUPLE if kind is tuple else LIST, *(_inside(item, i, depth) for i, item in enumerate(value))]
     raise UnsupportedValueError("", f"{kind.__module__}.{kind.__qualname__}")
 
 
@@ -266,7 +204,7 @@ def _pairs(mapping: dict[Any, Any], depth: int) -> list[object]:
     rows = []
     for key, item in mapping.items():
         wire = _inside(key, "(key)", depth)
-        rows.append((_pack(wire), wire, _inside(item, str(key), depth)))
+        rows.append((packed_wire(wire), wire, _inside(item, str(key), depth)))
     rows.sort(key=lambda row: row[0])
     return [part for _, key, item in rows for part in (key, item)]
 
@@ -293,45 +231,42 @@ def _from_wire(wire: Any, depth: int) -> Value:
 
 
 def _from_container(wire: Any, depth: int) -> Value:
-    """Return what an array stands for. Most items are leaves, and most containers hold nothing else: those cost no call."""
+    """Return what an array stands for, which is used up. Most items are leaves: those cost no call."""
     if type(wire) is not list:
         return _from_ext(wire)
     if not wire or depth >= MAX_DEPTH:
         message = "nested too deep, or an array without a tag"
         raise ValueError(message)
-    items = wire
-    if not _LEAVES.issuperset(map(type, wire)):
-        items = [item if type(item) in _LEAVES else _from_container(item, depth + 1) for item in wire]
-    tag, count = items[0], len(items)
-    if type(tag) is int:  # True equals 1
-        if tag in (_TUPLE, _LIST) and count <= MAX_ITEMS + 1:
-            return items[1:] if tag == _LIST else tuple(items[1:])
-        if tag == _NAMED and count == 3 and type(items[1]) is str:  # noqa: PLR2004 - tag, kind and content
-            return Named(items[1], items[2])
-        if tag == _DICT and count % 2 == 1:
-            return _from_pairs(items, wire)
-    message = "an array with an unknown tag, or too long"
+    tag, count = wire[0], len(wire)
+    if type(tag) is not int:  # True equals 1
+        message = "an array without a tag"
+        raise TypeError(message)
+    is_sorted = tag != DICT or _is_ascending(wire[1::2])  # told by the wire form of the keys
+    for index, item in enumerate(wire):
+        if type(item) not in _LEAVES:
+            wire[index] = _from_container(item, depth + 1)
+    if tag in _SEQUENCES and count <= MAX_ITEMS + 1:
+        return tuple(wire[1:]) if tag == TUPLE else wire[1:]
+    if tag == NAMED and count == 3 and type(wire[1]) is str:  # noqa: PLR2004 - tag, kind and content
+        return Named(wire[1], wire[2])
+    if tag == DICT and count % 2 == 1 and is_sorted:
+        found = dict(zip(wire[1::2], wire[2::2], strict=True))
+        if 2 * len(found) == count - 1:
+            return found
+    message = "an array with an unknown tag, too long, or with keys that are out of order or equal"
     raise ValueError(message)
 
 
-def _from_pairs(items: list[Any], wire: list[Any]) -> dict[Any, Value]:
-    found = dict(zip(items[1::2], items[2::2], strict=True))
-    if 2 * len(found) != len(items) - 1 or not _is_ascending(wire[1::2]):
-        message = "keys that are out of order or equal"
-        raise ValueError(message)
-    return found
-
-
-def _is_ascending(keys: list[Any]) -> bool:
+def _is_ascending(keys: Sequence[Any]) -> bool:
     """Whether the bytes of ``keys`` ascend: those of short text, which most keys are, do so by length and then as the text does."""
-    last = (-1, "")
+    length, last = -1, ""
     for key in keys:
         if type(key) is not str or not key.isascii():
-            return all(a < b for a, b in itertools.pairwise(map(_pack, keys)))
-        here = _by_length(key)
-        if here <= last:
+            return all(a < b for a, b in itertools.pairwise(map(packed_wire, keys)))
+        here = len(key)
+        if here < length or (here == length and key <= last):
             return False
-        last = here
+        length, last = here, key
     return True
 
 

@@ -7,8 +7,9 @@ from functools import cached_property, lru_cache
 from typing import Any, Final
 
 from fi_cachestore.errors import NotCanonicalError
-from fi_cachestore.keys.canonical import Value, decode_field, encode, encode_field, join_fields, split_fields, split_tuple
+from fi_cachestore.keys.canonical import Value, decode_field, encode, encode_field
 from fi_cachestore.keys.digest import Digest, key_digest, part_digest
+from fi_cachestore.keys.fields import SHARED_BYTES, SHARED_COUNT, cut_fields, join_fields, shared, split_fields, split_tuple
 from fi_cachestore.keys.render import render
 
 _KIND: Final = "fi_cachestore.key/1"
@@ -24,8 +25,6 @@ _TYPES: Final[dict[str, type]] = {
     "environment": dict,
 }
 _PART_DEPTH: Final = 2
-_SHARED_COUNT: Final = 2048
-_SHARED_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,10 @@ class TuneKey:
         Raises:
             NotCanonicalError: the bytes are not those of a key of this format.
         """
-        parts: dict[str, Any] = {name: _part(name, part) for name, part in split_fields(_KIND, _PARTS, data).items()}
+        try:
+            parts = _parts(cut_fields(_KIND, _PARTS, data))
+        except NotCanonicalError:  # the name of a part may stand inside another one
+            parts = _parts(split_fields(_KIND, _PARTS, data))
         identity = RunnerIdentity(parts.pop("runner"), parts.pop("params"))
         key = cls(runner=identity, **parts)
         vars(key)["canonical"] = data  # splitting and decoding have shown that encoding gives these bytes
@@ -146,6 +148,10 @@ class TuneKey:
         return hash(self.canonical)
 
 
+def _parts(encoded: dict[str, bytes]) -> dict[str, Any]:
+    return {name: _part(name, part) for name, part in encoded.items()}
+
+
 def _part(name: str, data: bytes) -> Value:
     """Return a part of a key, of the type that it has there. Most parts are the same in many keys: such are decoded and checked once.
 
@@ -154,10 +160,10 @@ def _part(name: str, data: bytes) -> Value:
     Raises:
         NotCanonicalError: the bytes are not those of such a part.
     """
-    return _decoded_part(name, data) if len(data) > _SHARED_BYTES else _shared_part(name, data)
+    return _decoded_part(name, data) if len(data) > SHARED_BYTES else _shared_part(name, data)
 
 
-@lru_cache(maxsize=_SHARED_COUNT)
+@lru_cache(maxsize=SHARED_COUNT)
 def _shared_part(name: str, data: bytes) -> Value:
     return _decoded_part(name, data)
 
@@ -176,12 +182,8 @@ def _inputs(data: bytes) -> Value:
     return decode_field(data, _PART_DEPTH) if items is None else tuple(map(_input, items))
 
 
+@shared
 def _input(data: bytes) -> Value:
-    return decode_field(data, _PART_DEPTH + 1) if len(data) > _SHARED_BYTES else _shared_input(data)
-
-
-@lru_cache(maxsize=_SHARED_COUNT)
-def _shared_input(data: bytes) -> Value:
     return decode_field(data, _PART_DEPTH + 1)
 
 

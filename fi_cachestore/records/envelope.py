@@ -61,13 +61,31 @@ def unseal(data: bytes) -> Value:
     Raises:
         DamagedError: reason ``corrupt``, or ``future-format`` for a well-formed file of a later version.
     """
+    return decoded(body_of(data))
+
+
+def body_of(data: bytes) -> bytes:
+    """Return the body sealed in ``data``, as it was written: what decodes it checks whether it is canonical.
+
+    Raises:
+        DamagedError: as ``unseal`` does.
+    """
     version, body_bytes = check_seal(data)
     if version > FORMAT_VERSION:
         raise DamagedError(MissReason.FUTURE_FORMAT, f"format {version}, this version reads {FORMAT_VERSION}")
-    if version != FORMAT_VERSION or body_bytes != len(data) - HEADER_BYTES - _CHECK_BYTES:
+    if version != FORMAT_VERSION or body_bytes != len(data) - HEADER_BYTES - _CHECK_BYTES or body_bytes > MAX_BYTES:
         raise DamagedError(MissReason.CORRUPT, "header and content disagree")
+    return data[HEADER_BYTES:-_CHECK_BYTES]
+
+
+def decoded(body: bytes) -> Value:
+    """Return the value in a body.
+
+    Raises:
+        DamagedError: reason ``corrupt``.
+    """
     try:
-        return decode(data[HEADER_BYTES:-_CHECK_BYTES])
+        return decode(body)
     except NotCanonicalError as error:
         raise DamagedError(MissReason.CORRUPT, error.reason) from error
 

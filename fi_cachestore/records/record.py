@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fi_cachestore.errors import DamagedError, NotCanonicalError
-from fi_cachestore.keys.canonical import Named, Value, encode
+from fi_cachestore.keys.canonical import Named, Value, decode_field, encode
 from fi_cachestore.keys.digest import Digest, content_digest, is_digest, tactics_digest
+from fi_cachestore.keys.fields import cut_fields, shared, split_fields
 from fi_cachestore.keys.model import TuneKey
 from fi_cachestore.keys.schema import LeftOut, is_left_out
 from fi_cachestore.records.envelope import MissReason
@@ -17,6 +18,8 @@ DEFAULT_TACTIC: Final = -1
 """FlashInfer's name for "let the runner choose"."""
 
 _KIND: Final = "fi_cachestore.record/1"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,8 @@ class Evidence:
     left_out: LeftOut = field(default_factory=dict)
 
 
-_FIELDS: Final = frozenset({"key", "measurements", "space", "default_raced", "provenance", "evidence"})
-_PROVENANCE_FIELDS: Final = frozenset(Provenance.__slots__)
+_FIELDS: Final = ("key", "measurements", "space", "default_raced", "provenance", "evidence")
+_PROVENANCE_COUNT: Final = len(Provenance.__slots__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,70 +135,82 @@ class Record:
         )
 
     @classmethod
-    def from_value(cls, value: Value) -> Record:
-        """Return the record in an envelope's content.
+    def from_body(cls, body: bytes) -> Record:
+        """Return the record in an envelope's body. What many records have in common is decoded and checked once, and shared.
 
         Raises:
             DamagedError: the content is not a record of this format.
         """
-        content = _content(value)
         try:
-            count, digest = content["space"]
-            provenance = Provenance(**{name: content["provenance"][name] for name in _PROVENANCE_FIELDS})
-            record = cls(
-                key=TuneKey.from_canonical(content["key"]),
-                measurements=tuple(Measurement(tactic, time_ns, failure) for tactic, time_ns, failure in content["measurements"]),
-                space=TacticSpace(count, digest),
-                provenance=provenance,
-                evidence=Evidence(*content["evidence"]),
-                default_raced=content["default_raced"],
-            )
-        except (KeyError, TypeError, ValueError, NotCanonicalError) as error:
+            try:
+                return cls(**_decoded(cut_fields(_KIND, _FIELDS, body)))
+            except (NotCanonicalError, TypeError, ValueError):  # the name of a field may stand inside another one
+                return cls(**_decoded(split_fields(_KIND, _FIELDS, body)))
+        except (NotCanonicalError, TypeError, ValueError) as error:
             raise DamagedError(MissReason.CORRUPT, f"not a record: {type(error).__name__}: {error}"[:200]) from error
-        _check(record)
-        return record
 
 
-def _content(value: Value) -> dict[str, Any]:
-    if not isinstance(value, Named) or value.kind != _KIND or type(value.content) is not dict:
-        raise DamagedError(MissReason.CORRUPT, "not a record of this format")
-    content: dict[str, Any] = value.content
-    if set(content) != _FIELDS or type(content["provenance"]) is not dict:
-        raise DamagedError(MissReason.CORRUPT, "a record with other fields")
-    rows_fit = type(content["measurements"]) is list and all(type(row) is tuple for row in content["measurements"])
-    if (
-        type(content["evidence"]) is not tuple
-        or type(content["key"]) is not bytes
-        or not rows_fit
-        or set(content["provenance"]) != _PROVENANCE_FIELDS
-    ):
-        raise DamagedError(MissReason.CORRUPT, "a record with fields of other types")
-    return content
+def _decoded(parts: dict[str, bytes]) -> dict[str, Any]:
+    """Return the fields of a record.
+
+    Raises:
+        NotCanonicalError: a part is not the canonical form of one value.
+        TypeError, ValueError: it is that of something else.
+    """
+    return {
+        "key": TuneKey.from_canonical(_of_type(bytes, decode_field(parts["key"]))),
+        "measurements": _measurements(_of_type(list, decode_field(parts["measurements"]))),
+        "space": _space(parts["space"]),
+        "provenance": _provenance(_of_type(dict, decode_field(parts["provenance"]))),
+        "evidence": _evidence(parts["evidence"]),
+        "default_raced": _of_type(bool, decode_field(parts["default_raced"])),
+    }
 
 
-def _check(record: Record) -> None:
-    p, space, evidence = record.provenance, record.space, record.evidence
+def _measurements(rows: list[Any]) -> tuple[Measurement, ...]:
+    found = []
+    for row in rows:
+        tactic, time_ns, failure = _of_type(tuple, row)
+        if (time_ns is not None and not _is_count(time_ns)) or (failure is not None and type(failure) is not str):
+            raise TypeError
+        found.append(Measurement(tactic, time_ns, failure))
+    return tuple(found)
+
+
+@shared
+def _space(data: bytes) -> TacticSpace:
+    count, digest = _of_type(tuple, decode_field(data))
+    if not _is_count(count):
+        raise TypeError
+    return TacticSpace(count, Digest(_of_type(str, digest)))
+
+
+def _provenance(fields: dict[str, Any]) -> Provenance:
+    found = Provenance(**fields)  # raises for a field too many, or one that is missing
     right = (
-        all(_is_count(n) for n in (p.measured_unix_ns, p.tuning_ns, p.pid, space.count))
-        and all(type(text) is str for text in (p.host, p.library, p.inputs, space.digest))
-        and type(p.performance) is dict
-        and all(type(text) is str for text in (evidence.schema, evidence.process))
-        and is_digest(evidence.schema)
-        and is_left_out(evidence.left_out)
-        and type(record.default_raced) is bool
-        and _are_measurements(record.measurements)
+        len(fields) == _PROVENANCE_COUNT
+        and type(found.measured_unix_ns) is type(found.tuning_ns) is type(found.pid) is int
+        and min(found.measured_unix_ns, found.tuning_ns, found.pid) >= 0
+        and type(found.host) is type(found.library) is type(found.inputs) is str
+        and type(found.performance) is dict
     )
     if not right:
-        raise DamagedError(MissReason.CORRUPT, "a record with fields of other types")
+        raise TypeError
+    return found
 
 
-def _are_measurements(measurements: tuple[Measurement, ...]) -> bool:
-    for m in measurements:
-        if (type(m.time_ns) is not int or m.time_ns < 0) and m.time_ns is not None:
-            return False
-        if m.failure is not None and type(m.failure) is not str:
-            return False
-    return True
+@shared
+def _evidence(data: bytes) -> Evidence:
+    schema, process, left_out = _of_type(tuple, decode_field(data))
+    if not is_digest(_of_type(str, schema)) or not is_left_out(left_out):
+        raise TypeError
+    return Evidence(Digest(schema), _of_type(str, process), left_out)
+
+
+def _of_type(kind: type[T], value: object) -> T:
+    if type(value) is not kind:
+        raise TypeError
+    return value
 
 
 def _is_count(value: object) -> bool:

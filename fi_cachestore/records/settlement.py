@@ -8,7 +8,7 @@ from typing import Any, Final
 from fi_cachestore.errors import DamagedError
 from fi_cachestore.keys.canonical import Named, Value
 from fi_cachestore.keys.digest import Digest, is_digest
-from fi_cachestore.records.envelope import MissReason
+from fi_cachestore.records.envelope import MissReason, decoded
 
 _KIND: Final = "fi_cachestore.settlement/1"
 _FIELDS: Final = frozenset({"call", "pair", "rank_count", "settled_unix_ns"})
@@ -34,12 +34,13 @@ class Settlement:
         return Named(_KIND, {name: getattr(self, name) for name in sorted(_FIELDS)})
 
     @classmethod
-    def from_value(cls, value: Value) -> Settlement:
-        """Return the settlement in an envelope's content.
+    def from_body(cls, body: bytes) -> Settlement:
+        """Return the settlement in an envelope's body.
 
         Raises:
             DamagedError: the content is not a settlement of this format.
         """
+        value = decoded(body)
         if not isinstance(value, Named) or value.kind != _KIND or type(value.content) is not dict or set(value.content) != _FIELDS:
             raise DamagedError(MissReason.CORRUPT, "not a settlement of this format")
         fields: dict[str, Any] = value.content

@@ -17,7 +17,7 @@ from fi_cachestore.errors import (
     UnsupportedValueError,
 )
 from fi_cachestore.keys.digest import Digest
-from fi_cachestore.records.envelope import MAX_SEALED_BYTES, MissReason, seal, unseal
+from fi_cachestore.records.envelope import MAX_SEALED_BYTES, MissReason, body_of, seal
 from fi_cachestore.store.filesystem import OsFileSystem, Reader, Writer
 from fi_cachestore.store.pack import MAX_GENERATIONS
 from fi_cachestore.store.port import Codec, E, Found, Hit, Miss, Present, Published
@@ -63,8 +63,15 @@ class LooseReader(Generic[E]):
                     best = found
         return best or first_miss or Miss(MissReason.ABSENT)
 
+    def has(self, digest: Digest, generation: int) -> bool:
+        """Whether there is a file in the place of an entry, whatever it holds."""
+        return self._reader.exists(self._path(digest, generation))
+
+    def _path(self, digest: Digest, generation: int) -> str:
+        return f"{self._prefix}/{digest[:2]}/{digest}.{generation}.rec"  # ``entry_path``, at half the cost of a look-up
+
     def _load(self, digest: Digest, generation: int) -> Found[E] | Miss:
-        path = f"{self._prefix}/{digest[:2]}/{digest}.{generation}.rec"  # ``entry_path``, at half the cost of a look-up
+        path = self._path(digest, generation)
         try:
             data = self._reader.read(path, MAX_SEALED_BYTES)
             return Found(self.check(data, digest), data, generation, path)
@@ -79,7 +86,7 @@ class LooseReader(Generic[E]):
         Raises:
             DamagedError: the bytes are not such an entry, or are that of another digest (``foreign``).
         """
-        entry = self._codec.from_value(unseal(data))
+        entry = self._codec.from_body(body_of(data))
         if entry.digest != digest:
             raise DamagedError(MissReason.FOREIGN, f"holds the entry {entry.digest[:12]}")
         return entry

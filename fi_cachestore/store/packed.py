@@ -106,6 +106,8 @@ class PackedReader(Generic[E]):
         packed = self.packed(digest)
         if isinstance(packed, Miss):
             return self._loose_or_packed_since(digest, packed)
+        if not self._loose.has(digest, packed.generation + 1):
+            return packed
         later = self._loose.serving(digest, packed.generation + 1)
         return later if isinstance(later, Found) else packed
 

@@ -29,8 +29,8 @@ E_co = TypeVar("E_co", bound=Entry, covariant=True)
 class Codec(Protocol[E_co]):
     """Turns sealed content back into an entry; raises ``DamagedError`` for anything else. The entry classes themselves fit."""
 
-    def from_value(self, value: Value) -> E_co:
-        """Return the entry in ``value``."""
+    def from_body(self, body: bytes) -> E_co:
+        """Return the entry in the body of an envelope."""
 
 
 @dataclass(frozen=True, slots=True)

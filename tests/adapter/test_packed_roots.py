@@ -147,13 +147,13 @@ def test_contracts_are_read_once_per_process(tmp_path):
 def decoded_count(root, *, preload):
     from fi_cachestore.records.record import Record
 
-    seen, real = [], Record.from_value.__func__
+    seen, real = [], Record.from_body.__func__
 
-    def counting(cls, value):
+    def counting(cls, body):
         seen.append(1)
-        return real(cls, value)
+        return real(cls, body)
 
-    Record.from_value = classmethod(counting)
+    Record.from_body = classmethod(counting)
     with timed():
         session = fi_cachestore.attach(root=root, preload=preload)
         attached_count = len(seen)

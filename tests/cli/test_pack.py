@@ -142,13 +142,13 @@ def test_ls_show_and_diff_say_the_same_of_packed_records(run, root):
 
 def test_ls_reads_no_more_than_it_prints(run, root, monkeypatch):
     make_pack(root, [sample_record(number) for number in range(100, 400)])
-    decoded, real = [], Record.from_value.__func__
+    decoded, real = [], Record.from_body.__func__
 
-    def counting(cls, value):
+    def counting(cls, body):
         decoded.append(1)
-        return real(cls, value)
+        return real(cls, body)
 
-    monkeypatch.setattr(Record, "from_value", classmethod(counting))
+    monkeypatch.setattr(Record, "from_body", classmethod(counting))
     code, out, _ = run("ls", "--root", root, "--limit", 5)
     assert (code, len(out.splitlines()), len(decoded)) == (0, 7, 5)
 

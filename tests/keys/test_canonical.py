@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fi_cachestore.errors import NotCanonicalError, UnsupportedValueError
-from fi_cachestore.keys.canonical import MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Named, decode, encode, encode_field, join_fields
+from fi_cachestore.keys.canonical import MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Named, decode, encode, encode_field
+from fi_cachestore.keys.fields import join_fields
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=["Cs"])) | st.binary()
 HASHABLE = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=4)

@@ -17,7 +17,7 @@ from fi_cachestore.keys.digest import (
     source_digest,
     tactics_digest,
 )
-from fi_cachestore.records.envelope import seal, unseal
+from fi_cachestore.records.envelope import body_of, seal, unseal
 from fi_cachestore.records.mark import Mark
 from fi_cachestore.records.missed import Beyond, InMemory, Missed, MissedSession
 from fi_cachestore.records.record import Record
@@ -93,7 +93,7 @@ def test_key_bytes_and_digest():
 def test_record_bytes():
     data = (GOLDEN / "record-v1.rec").read_bytes()
     assert seal(sample_record().to_value()) == data
-    assert Record.from_value(unseal(data)) == sample_record()
+    assert Record.from_body(body_of(data)) == sample_record()
 
 
 def test_rules_bytes():
@@ -110,7 +110,7 @@ def test_settlement_bytes():
     settlement = Settlement(Digest("ab" * 32), bytes(range(32)), 4, 1_790_000_000_000_000_000)
     data = (GOLDEN / "settlement-v1.rec").read_bytes()
     assert seal(settlement.to_value()) == data
-    assert Settlement.from_value(unseal(data)) == settlement
+    assert Settlement.from_body(body_of(data)) == settlement
 
 
 def test_bytes_of_kept_misses():

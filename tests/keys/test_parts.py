@@ -14,11 +14,9 @@ from fi_cachestore.keys.canonical import (
     decode_field,
     encode,
     encode_field,
-    join_fields,
-    split_fields,
-    split_tuple,
 )
-from fi_cachestore.keys.model import TuneKey
+from fi_cachestore.keys.fields import SHARED_BYTES, SHARED_COUNT, cut_fields, join_fields, shared, split_fields, split_tuple
+from fi_cachestore.keys.model import RunnerIdentity, TuneKey
 from fi_cachestore.testing.samples import sample_key
 
 CANONICAL = sample_key().canonical
@@ -67,6 +65,14 @@ def test_changed_bytes_are_a_key_in_parts_exactly_if_they_are_one_as_a_whole(at,
     assert encode(found) == encode(whole(changed)) if found is not None else whole(changed) is None
 
 
+def is_one_value(data):
+    try:
+        decode_field(data)
+    except NotCanonicalError:
+        return False
+    return True
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.binary(max_size=4),
     lambda inner: (
@@ -82,6 +88,8 @@ def test_fields_come_apart_as_they_were_joined(values):
     fields = {name: encode_field(value, name) for name, value in values.items()}
     joined = join_fields("kind", fields)
     assert split_fields("kind", tuple(values), joined) == fields
+    cut = cut_fields("kind", tuple(values), joined)
+    assert cut == fields or not all(map(is_one_value, cut.values()))
     assert {name: encode(decode_field(part)) for name, part in fields.items()} == {name: encode(value) for name, value in values.items()}
     for wrong in (joined + b"\0", joined[:-1], joined[1:]):
         with pytest.raises(NotCanonicalError):
@@ -134,12 +142,51 @@ def test_equal_parts_are_decoded_once_and_shared():
     assert first.runner.params is not second.runner.params
 
 
-def test_what_is_kept_is_bounded():
-    for number in range(3 * model._SHARED_COUNT):
+def test_what_is_kept_of_parts_is_bounded():
+    for number in range(3 * SHARED_COUNT):
         TuneKey.from_canonical(sample_key(number, inputs=(number,)).canonical)
-    assert model._shared_part.cache_info().currsize <= model._SHARED_COUNT
-    assert model._shared_input.cache_info().currsize <= model._SHARED_COUNT
+    assert model._shared_part.cache_info().currsize <= SHARED_COUNT
     before = model._shared_part.cache_info().currsize
-    large = sample_key(extras="x" * 2 * model._SHARED_BYTES)
+    large = sample_key(extras="x" * 2 * SHARED_BYTES)
     assert TuneKey.from_canonical(large.canonical) == large
     assert model._shared_part.cache_info().currsize == before
+
+
+def test_what_is_shared_is_bounded_by_number_and_size_and_errors_are_not_kept():
+    seen = []
+
+    @shared
+    def decoder(data):
+        seen.append(data)
+        return decode_field(data)
+
+    small, large = encode("x"), encode("x" * SHARED_BYTES)
+    assert [decoder(data) for data in (small, small, large, large)] == ["x", "x", "x" * SHARED_BYTES, "x" * SHARED_BYTES]
+    assert seen == [small, large, large]
+    for number in range(SHARED_COUNT):
+        decoder(encode(number))
+    decoder(small)
+    assert seen.count(small) == 2
+    for _ in range(2):
+        with pytest.raises(NotCanonicalError):
+            decoder(b"\xc1")
+    assert seen.count(b"\xc1") == 2
+
+
+@pytest.mark.parametrize("part", ["op", "runner", "extras", "profile"])
+@pytest.mark.parametrize("inside", ["¦extras", "¦inputs", "¦params", "¦policy", "¦runner", "§profile", "©arguments", "«environment"])
+def test_the_name_of_a_part_may_stand_inside_any_part(part, inside):
+    """As UTF-8 these end in the byte that msgpack puts before a text of six to eleven bytes, and that text."""
+    identity = RunnerIdentity(inside, {inside: inside})
+    value = {"op": inside, "runner": identity, "extras": (inside,), "profile": (inside,)}[part]
+    key = sample_key(**{part: value})
+    assert inside.encode()[1:] in key.canonical
+    assert TuneKey.from_canonical(key.canonical) == key
+    assert TuneKey.from_canonical(key.canonical).parts() == key.parts()
+
+
+@pytest.mark.parametrize("cut", ["head", "name"])
+def test_other_fields_are_not_cut(cut):
+    wrong = b"\x91\x00" if cut == "head" else CANONICAL.replace(b"policy", b"polity")
+    with pytest.raises(NotCanonicalError):
+        cut_fields("fi_cachestore.key/1", tuple(PARTS), wrong)

@@ -1,18 +1,20 @@
 import struct
+from dataclasses import replace
 from hashlib import blake2b
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fi_cachestore.errors import DamagedError, UnsupportedValueError
-from fi_cachestore.keys.canonical import MAX_BYTES, Named
-from fi_cachestore.records.envelope import FORMAT_VERSION, HEADER_BYTES, MAGIC, MAX_SEALED_BYTES, seal, unseal
+from fi_cachestore.errors import DamagedError, NotCanonicalError, UnsupportedValueError
+from fi_cachestore.keys.canonical import MAX_BYTES, Named, decode, encode
+from fi_cachestore.records.envelope import FORMAT_VERSION, HEADER_BYTES, MAGIC, MAX_SEALED_BYTES, body_of, seal
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import Rule, SessionRules
 from fi_cachestore.testing.samples import sample_record
 
 SEALED = seal(sample_record().to_value())
+FIELDS = {"key", "measurements", "space", "default_raced", "provenance", "evidence"}
 
 
 def resealed(front):
@@ -22,12 +24,12 @@ def resealed(front):
 
 def reason(data):
     with pytest.raises(DamagedError) as caught:
-        Record.from_value(unseal(data))
+        Record.from_body(body_of(data))
     return caught.value.reason
 
 
 def test_what_was_sealed_comes_back():
-    assert Record.from_value(unseal(SEALED)) == sample_record()
+    assert Record.from_body(body_of(SEALED)) == sample_record()
 
 
 def test_truncation_at_every_length_is_corrupt():
@@ -102,6 +104,55 @@ def with_content(**changes):
 )
 def test_a_sound_envelope_around_something_else_is_corrupt(changes):
     assert reason(with_content(**changes)) == "corrupt"
+
+
+BODY = SEALED[HEADER_BYTES:-16]
+
+
+def whole(body):
+    """Say whether a body is a record by decoding all of it; records that are equal encode to equal bytes."""
+    try:
+        value = decode(body)
+    except NotCanonicalError:
+        return None
+    return body if isinstance(value, Named) and type(value.content) is dict and set(value.content) == FIELDS else None
+
+
+def in_parts(body):
+    try:
+        return encode(Record.from_body(body).to_value())
+    except DamagedError:
+        return None
+
+
+@given(st.integers(0, len(BODY) - 1), st.integers(1, 255), st.sampled_from(["flip", "cut", "insert", "swap"]))
+@settings(max_examples=600, deadline=None)
+def test_a_record_read_in_parts_is_what_its_whole_body_says(at, byte, change):
+    changed = {
+        "flip": BODY[:at] + bytes([BODY[at] ^ byte]) + BODY[at + 1 :],
+        "cut": BODY[:at] + BODY[at + byte % 9 + 1 :],
+        "insert": BODY[:at] + bytes([byte]) + BODY[at:],
+        "swap": BODY[at:] + BODY[:at],
+    }[change]
+    assert in_parts(changed) in (None, changed)
+    assert whole(changed) == changed or in_parts(changed) is None
+    assert in_parts(BODY) == BODY
+
+
+@pytest.mark.parametrize("inside", ["£key", "¥space", "¨evidence", "ªprovenance", "¬measurements", "\xaddefault_raced"])
+def test_the_name_of_a_field_may_stand_inside_another_one(inside):
+    """As UTF-8 these end in the byte that msgpack puts before a text of that length, and that text."""
+    record = sample_record(times_ns={-1: 20000, inside: 15000})
+    record = replace(record, provenance=replace(record.provenance, host=inside), evidence=replace(record.evidence, process=inside))
+    body = encode(record.to_value())
+    assert inside.encode()[1:] in body
+    assert Record.from_body(body) == record
+
+
+def test_what_records_have_in_common_is_shared():
+    first, second = (Record.from_body(encode(sample_record(number).to_value())) for number in (1, 2))
+    assert first.evidence is second.evidence
+    assert first.space is second.space
 
 
 def test_an_envelope_of_another_kind_is_not_a_record():

@@ -1,7 +1,7 @@
 import pytest
 
 from fi_cachestore.errors import DamagedError
-from fi_cachestore.keys.canonical import Named
+from fi_cachestore.keys.canonical import Named, encode
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.records.settlement import Settlement
 
@@ -13,9 +13,9 @@ def value(**changes):
 
 
 def test_a_settlement_comes_back_equal_and_is_named_by_its_call():
-    found = Settlement.from_value(value())
+    found = Settlement.from_body(encode(value()))
     assert found == Settlement(Digest("ab" * 32), bytes(32), 4, 17)
-    assert Settlement.from_value(found.to_value()) == found
+    assert Settlement.from_body(encode(found.to_value())) == found
     assert found.digest == "ab" * 32
 
 
@@ -40,4 +40,4 @@ def test_a_settlement_comes_back_equal_and_is_named_by_its_call():
 )
 def test_anything_else_is_damage(damaged):
     with pytest.raises(DamagedError):
-        Settlement.from_value(damaged)
+        Settlement.from_body(encode(damaged))

@@ -45,6 +45,10 @@ class CountingReader:
         self.counts["read"] += 1
         return FILES.read(path, limit_bytes)
 
+    def exists(self, path):
+        self.counts["ask"] += 1
+        return FILES.exists(path)
+
     def names(self, directory):
         self.counts["list"] += 1
         return FILES.names(directory)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fi_cachestore.records.envelope import unseal
+from fi_cachestore.records.envelope import body_of
 from fi_cachestore.records.record import Record
 from fi_cachestore.store.layers import Layered, ReadOnly
 from fi_cachestore.store.loose import LooseReader, LooseStore
@@ -97,7 +97,7 @@ def test_the_file_holds_what_was_published_and_has_the_name_of_its_key(tmp_path)
     LooseStore(tmp_path, "objects", Record).publish(record)
     (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
     assert file == tmp_path / "objects" / record.digest[:2] / f"{record.digest}.0.rec"
-    assert Record.from_value(unseal(file.read_bytes())) == record
+    assert Record.from_body(body_of(file.read_bytes())) == record
 
 
 @pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
