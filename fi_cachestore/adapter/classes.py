@@ -124,7 +124,8 @@ class Classes:
         return plan
 
     def _runner_facts(self, runner: TunableRunner) -> Facts:
-        contract, purity = self._introspector.contract(runner), purity_of(type(runner))
+        contract = self._introspector.contract(runner)
+        purity = purity_of(type(runner), contract.pointer_alignment)
         roles: dict[str, Any] = {**dict.fromkeys(mutated_names(type(runner), TunableRunner), Role.RESOURCE), **contract.roles}
         roles |= {name: VARIES for name in contract.varies if not name.startswith("arguments.")}
         node = _tree(roles)
@@ -172,7 +173,8 @@ class Classes:
         names, facts = tuple(held), plan.facts
         found = plan.attributes.get(names)
         if found is None:
-            if "get_cache_key_extras" in held or not facts.purity.attributes <= held.keys():
+            is_hidden = "get_cache_key_extras" in held or not facts.purity.methods.isdisjoint(held)
+            if is_hidden or not facts.purity.attributes <= held.keys():
                 raise UnreadableError
             facts.special_names.update(name for name, item in held.items() if type(item) not in ATOMS or facts.node.get(name) is VARIES)
             special = tuple(name for name in names if name in facts.special_names)

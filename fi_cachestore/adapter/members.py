@@ -51,7 +51,7 @@ class Owner:
     defaults: tuple[Any, ...]
     data: Getter | None
     wrapped: tuple[str, ...]
-    wrapped_codes: tuple[CodeType, ...]
+    wrapped_codes: tuple[CodeType | bool, ...]
     odd: tuple[str, ...]
 
 
@@ -105,8 +105,10 @@ def _are_alike(defaults: Any, others: Any) -> bool:
     return ATOMS.issuperset(map(type, defaults)) and defaults == others
 
 
-def _codes_in(owner: type, names: Sequence[str]) -> tuple[CodeType, ...]:
-    return tuple(function.__code__ for name in names for function in functions_in(owner.__dict__[name]))
+def _codes_in(owner: type, names: Sequence[str]) -> tuple[CodeType | bool, ...]:
+    """Return the code of some members, and which are static methods: these get other arguments."""
+    members = [owner.__dict__[name] for name in names]
+    return (*(type(member) is staticmethod for member in members), *(part.__code__ for member in members for part in functions_in(member)))
 
 
 def read_rest(cls: type, plan: ClassPlan, parts: list[Any], values: list[Any], readings: Readings) -> None:

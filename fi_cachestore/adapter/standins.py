@@ -105,11 +105,11 @@ def _dense_like(tensor: torch.Tensor, sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def alignment(tensor: object, limit_bytes: int) -> int:
-    """Return the alignment of a tensor's address up to ``limit_bytes``; 0 where there is no tensor."""
+    """Return the alignment of a tensor's address up to ``limit_bytes``; 0 where there is no tensor or no address."""
     if not isinstance(tensor, torch.Tensor):
         return 0
     address = tensor.data_ptr()
-    return min(address & -address, limit_bytes) if address else limit_bytes
+    return min(address & -address, limit_bytes)
 
 
 @dataclass(frozen=True, slots=True)
