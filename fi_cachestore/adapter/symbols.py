@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
+from itertools import repeat
 from typing import Any, Final
 
 from fi_cachestore.errors import UnsupportedFlashInferError
 
+_NAMES: Final = ("AutoTuner", "TunableRunner", "TuningConfig", "autotune")
 _METHODS: Final = {
     "choose_one": ("custom_op", "runners", "tuning_config", "inputs", "kwargs"),
     "search_cache": ("custom_op", "runners", "input_shapes", "tuning_config", "inputs"),
@@ -20,6 +23,7 @@ _METHODS: Final = {
     "get": (),
 }
 _PROPERTIES: Final = ("_effective_skip_ops", "_override_tuning_buckets", "_override_round_up")
+_MEMBERS: Final = (*_METHODS, *_PROPERTIES)
 _ATTRIBUTES: Final = ("_lock", "is_tuning_mode", "_active_tuning_contexts", "profiling_cache")
 _CONFIG_FIELDS: Final = ("dynamic_tensor_specs", "constraint_specs", "use_cold_l2_cache", "use_cuda_graph")
 _SUPPORTED: Final = ((0, 6, 13), (0, 8))
@@ -40,14 +44,14 @@ def check(autotuner: Any, version: str, tuner: Any = None) -> None:
 
 def _missing(autotuner: Any, tuner: Any) -> list[str]:
     tuner_class = getattr(autotuner, "AutoTuner", None)
-    found = [name for name in ("AutoTuner", "TunableRunner", "TuningConfig", "autotune") if not hasattr(autotuner, name)]
+    found = [name for name in _NAMES if not hasattr(autotuner, name)]
     if tuner_class is None:
         return found
-    for name, parameters in _METHODS.items():
-        method = getattr(tuner_class, name, None)
-        if method is None or not set(parameters) <= set(inspect.signature(method).parameters):
-            found.append(f"AutoTuner.{name}({', '.join(parameters)})")
-    found += [f"AutoTuner.{name}" for name in _PROPERTIES if not isinstance(inspect.getattr_static(tuner_class, name, None), property)]
+    members = tuple(map(getattr, repeat(tuner_class), _MEMBERS, repeat(None)))
+    try:
+        found += _unfit(members)
+    except TypeError:  # something that has no hash has the name of a method
+        found += _unfit.__wrapped__(members)
     config_class = getattr(autotuner, "TuningConfig", None)
     fields = getattr(config_class, "__dataclass_fields__", {})
     found += [f"TuningConfig.{name}" for name in _CONFIG_FIELDS if name not in fields]
@@ -56,6 +60,31 @@ def _missing(autotuner: Any, tuner: Any) -> list[str]:
     return found
 
 
+@lru_cache(maxsize=4)
+def _unfit(members: tuple[Any, ...]) -> tuple[str, ...]:
+    """Name the members of the tuner's class that are not as they must be.
+
+    Remembered for these very objects, since signatures take longer to make than all the rest of attaching: one that was replaced is
+    looked at anew.
+    """
+    found = []
+    for name, member in zip(_MEMBERS, members, strict=True):
+        parameters = _METHODS.get(name)
+        if parameters is None and not isinstance(member, property):
+            found.append(f"AutoTuner.{name}")
+        elif parameters is not None and not _takes(member, parameters):
+            found.append(f"AutoTuner.{name}({', '.join(parameters)})")
+    return tuple(found)
+
+
+def _takes(method: Any, parameters: tuple[str, ...]) -> bool:
+    try:
+        return set(parameters) <= set(inspect.signature(method).parameters)
+    except (TypeError, ValueError):  # nothing that can be called, or nothing that says how
+        return False
+
+
+@lru_cache(maxsize=4)
 def _is_supported(version: str) -> bool:
     parts = version.partition("+")[0].split(".")
     numbers = tuple(int(part) for part in parts[:3] if part.isdecimal())

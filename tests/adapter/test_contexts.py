@@ -1,6 +1,7 @@
 """Attaching, detaching, and the contexts of FlashInfer around and inside ours."""
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -756,6 +757,42 @@ def without_symbol(root):
         attached = session.is_attached, type(AutoTuner.get()) is AutoTuner, AutoTuner.get().is_tuning_mode
     session = fi_cachestore.attach(root=root)
     return attached, session.is_attached, len(records)
+
+
+def other_signature(self, op, runners, config, inputs):
+    raise NotImplementedError
+
+
+def its_wrapper(*args, **kwargs):
+    return other_signature(*args, **kwargs)
+
+
+REPLACED = {
+    "signature": ("choose_one", other_signature),
+    "wrapped": ("search_cache", functools.wraps(other_signature)(its_wrapper)),
+    "nothing": ("clear_cache", None),
+    "no hash": ("_get_override_stack", []),
+    "no signature": ("_find_nearest_profile", iter),
+    "no property": ("_override_round_up", other_signature),
+}
+
+
+def between_attaches(root, case):
+    """Whether attaching works before a member of the tuner's class is replaced, after it, and when it is put back."""
+    name, changed = REPLACED[case]
+    real = vars(AutoTuner)[name]
+    found = []
+    for member in (real, changed, real):
+        setattr(AutoTuner, name, member)
+        session = fi_cachestore.attach(root=root)
+        found.append(session.is_attached)
+        session.detach()
+    return found
+
+
+@pytest.mark.parametrize("case", REPLACED)
+def test_what_is_replaced_between_two_attaches_is_seen_at_the_second(tmp_path, case):
+    assert fresh(between_attaches, tmp_path, case) == [True, False, True]
 
 
 def test_with_a_changed_symbol_flashinfer_is_untouched_after_one_warning_per_session(tmp_path):
