@@ -61,7 +61,8 @@ def __getattr__(name: str) -> Any:
     if home is None:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    return getattr(importlib.import_module(home), name)
+    found = globals()[name] = getattr(importlib.import_module(home), name)  # from now on an attribute like any other
+    return found
 
 
 def __dir__() -> list[str]:

@@ -32,7 +32,7 @@ from difflib import get_close_matches
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from fi_cachestore.errors import ConfigError
 
@@ -87,8 +87,7 @@ class Mode(StrEnum):
         return self in (Mode.REPLAY, Mode.PIN)
 
 
-@dataclass(frozen=True, slots=True)
-class Setting(Generic[T]):
+class Setting(NamedTuple, Generic[T]):
     """One value and where it came from: ``argument``, an environment variable's name, or ``default``."""
 
     value: T
@@ -240,7 +239,10 @@ def _home_of_user() -> str | None:
 
 
 def _roots(name: str, env: Mapping[str, str]) -> Setting[tuple[str, ...]]:
-    entries = tuple(entry for entry in env.get(name, "").split(os.pathsep) if entry)
+    text = env.get(name)
+    if not text:
+        return Setting((), "default")
+    entries = tuple(entry for entry in text.split(os.pathsep) if entry)
     if entries.count(WRITABLE_MARK) > 1:
         raise ConfigError(name, env[name], "environment", f"at most one {WRITABLE_MARK!r}")
     return Setting(entries, name if entries else "default")

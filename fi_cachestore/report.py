@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,10 +94,10 @@ class Recorder:
     def __init__(self) -> None:
         """Start at zero."""
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-        self._ephemeral: Counter[str] = Counter()
-        self._misses: Counter[str] = Counter()
-        self._beyond: Counter[str] = Counter()
+        self._counts: defaultdict[str, int] = defaultdict(int)
+        self._ephemeral: defaultdict[str, int] = defaultdict(int)
+        self._misses: defaultdict[str, int] = defaultdict(int)
+        self._beyond: defaultdict[str, int] = defaultdict(int)
         self._varying: dict[str, str] = {}
         self._unreviewed: dict[str, str] = {}
         self._gaps: dict[Gap, None] = {}

@@ -38,7 +38,7 @@ def attached(
     share_tuning: bool,
 ) -> Attached:
     """Return a session for the settings, ephemeral (said once) where its root cannot be used."""
-    identity = (settings.root.value, settings.path.value, settings.mode.value)
+    identity = (str(settings.root.value), settings.path.value, settings.mode.value)
     earlier = next((known.session for known in state.attached if known.identity == identity), None)
     limits = Limits(settings.max_wait_s.value, settings.stall_s.value)
     group = None if meeting is None else meeting.group
@@ -47,7 +47,8 @@ def attached(
             logger.warning("%s; tuning stays in memory", cannot)
         ports = Ports(None, None, LocalCoordinator(), state.clock, group=group)
         return Attached(Session(Mode.EPHEMERAL, ports, limits, earlier=earlier), overrides, identity)
-    coordinator: Coordinator = FileCoordinator(opened.claims) if share_tuning else LocalCoordinator()
+    claims_files = share_tuning and not settings.mode.value.only_reads
+    coordinator: Coordinator = FileCoordinator(opened.claims) if claims_files else LocalCoordinator()
     if group is not None and share_tuning:
         coordinator = Layered(group.ranks, coordinator)
     ledger, sentinel = checks(opened, state.clock, earlier)
@@ -73,9 +74,10 @@ def attached(
 def checks(opened: OpenRoot, clock: Clock, earlier: Session | None) -> tuple[Ledger | None, Sentinel | None]:
     """Return what decides about others' records: what an earlier session on the root has, with what was written since."""
     ledger = None if earlier is None else earlier.belief.ledger
-    if ledger is None and opened.verdicts is not None:
+    if ledger is not None:
+        ledger.refresh()
+    elif opened.verdicts is not None:
         ledger = Ledger(opened.verdicts)
-    if ledger is None:
+    else:
         return None, None
-    ledger.refresh()
     return ledger, Sentinel(opened.marks, ledger, OsProcessTable(), clock, socket.gethostname())

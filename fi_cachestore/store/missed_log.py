@@ -23,9 +23,14 @@ class MissedLog:
     def __init__(self, state: Path, *, reader: Reader | None = None, writer: Writer | None = None) -> None:
         """Use ``state/missed``; nothing needs to exist."""
         real = OsFileSystem()
-        self.folder = state / "missed"
+        self._state = state
         self._reader: Reader = real if reader is None else reader
         self._writer: Writer = real if writer is None else writer
+
+    @property
+    def folder(self) -> Path:
+        """Where they are."""
+        return self._state / "missed"
 
     def latest(self) -> Iterator[MissedSession]:
         """Yield the sessions kept, newest first. Reads only, one file at a time."""

@@ -22,10 +22,15 @@ class RulesLog:
     def __init__(self, root: Path, *, durable: bool = True, reader: Reader | None = None, writer: Writer | None = None) -> None:
         """Use ``root/sessions``; nothing needs to exist."""
         real = OsFileSystem()
-        self.folder = root / "sessions"
+        self._root = root
         self._durable = durable
         self._reader: Reader = real if reader is None else reader
         self._writer: Writer = real if writer is None else writer
+
+    @property
+    def folder(self) -> Path:
+        """Where the rules are."""
+        return self._root / "sessions"
 
     def latest(self, digest: Digest) -> tuple[SessionRules, ...]:
         """Return the rules kept for a device model, newest first. Bad files count as absent; reads only."""
