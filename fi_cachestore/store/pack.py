@@ -6,7 +6,7 @@ part               size         content
 header             20           magic ``\x93FICP\r\n\x1a``, format version, sequence number (4 and 8 bytes)
 records            any          sealed entries, the very bytes of their loose files, one after the other
 index              48 x count   per record: digest (32), offset (8), length (4), generation (4); ascending
-fan-out            4 x (n + 1)  how many digests start with less than 0, 1, ... n; n is 256 or 65536
+fan-out            4 x (n + 1)  how many digests start with less than 0, 1, ... n; n is a power of two, 256 to 65536
 trailer            64           offset of the index (8), count (4), bits of the fan-out (4), check (16), digest (32)
 =================  ===========  =====================================================================================
 
@@ -42,9 +42,9 @@ INDEX_ROW: Final = struct.Struct(">32sQII")
 PLACE: Final = struct.Struct(">QII")
 TRAILER: Final = struct.Struct(">16s32s")
 TRAILER_BYTES: Final = PLACE.size + TRAILER.size
-SMALL_BITS, LARGE_BITS = 8, 16
-LARGE_COUNT: Final = 16384
-"""From so many records on the fan-out has 65536 ways: a look-up reads a few rows of the index at any size."""
+MIN_BITS, MAX_BITS = 8, 16
+ROWS_PER_WAY: Final = 64
+"""What a look-up reads of the index, at most and on average: more would cost look-ups, fewer the opening, which reads the whole fan-out."""
 MAX_GENERATIONS: Final = 64
 CONTENT_PERSON: Final = b"fi_cachestore/b1"
 CHECK_PERSON: Final = b"fi_cachestore/f1"
@@ -69,12 +69,20 @@ class Row:
 
 def fan_out_bits(count: int) -> int:
     """Return how many leading bits of a digest the fan-out of a pack of ``count`` records tells apart."""
-    return LARGE_BITS if count >= LARGE_COUNT else SMALL_BITS
+    return max(MIN_BITS, min((count // ROWS_PER_WAY).bit_length(), MAX_BITS))
+
+
+def way_of(digest: bytes | bytearray, bits: int) -> int:
+    """Return the leading bits of a digest, of which its first two bytes are enough."""
+    return int.from_bytes(digest[:2], "big") >> (MAX_BITS - bits)
 
 
 def front_check(header: bytes, fan_out: bytes, place: bytes) -> bytes:
     """Return the check over what a reader needs before it finds any record."""
-    return blake2b(header + fan_out + place, digest_size=16, person=CHECK_PERSON).digest()
+    check = blake2b(header, digest_size=16, person=CHECK_PERSON)
+    check.update(fan_out)  # as it is: a copy would cost as much as reading it
+    check.update(place)
+    return check.digest()
 
 
 class Pack:
@@ -136,8 +144,7 @@ class Pack:
         return found
 
     def _bucket(self, raw: bytes) -> bytes:
-        way = int.from_bytes(raw[: self._bits // 8], "big")
-        start, end = _RANGE.unpack_from(self._fan_out, 4 * way)
+        start, end = _RANGE.unpack_from(self._fan_out, 4 * way_of(raw, self._bits))
         if start == end:
             return b""
         if not start < end <= self.count or end - start > _MAX_BUCKET_ROWS:
@@ -203,7 +210,7 @@ class Pack:
     def _check_fan_out(self) -> None:
         counted = [0] * ((1 << self._bits) + 1)
         for row in self.rows():
-            counted[int(row.digest[: self._bits // 4], 16) + 1] += 1
+            counted[way_of(bytes.fromhex(row.digest[:4]), self._bits) + 1] += 1
         if list(itertools.accumulate(counted)) != list(struct.unpack(f">{len(counted)}I", self._fan_out)):
             raise DamagedError(MissReason.CORRUPT, "a fan-out that does not fit the index")
 
@@ -233,7 +240,7 @@ def _places(trailer: bytes, file_bytes: int) -> tuple[int, int, int, int]:
     if len(trailer) != TRAILER_BYTES:
         raise DamagedError(MissReason.CORRUPT, "too short for a pack")
     index_offset, count, bits = PLACE.unpack_from(trailer)
-    if bits in (SMALL_BITS, LARGE_BITS) and count <= _MAX_COUNT:
+    if MIN_BITS <= bits <= MAX_BITS and count <= _MAX_COUNT:
         fan_out_offset = file_bytes - TRAILER_BYTES - 4 * ((1 << bits) + 1)
         if HEADER.size <= index_offset and index_offset + count * INDEX_ROW.size == fan_out_offset:
             return index_offset, count, bits, fan_out_offset

@@ -23,6 +23,7 @@ from fi_cachestore.store.pack import (
     Pack,
     fan_out_bits,
     front_check,
+    way_of,
 )
 from fi_cachestore.store.publish import create_named_by_content
 
@@ -77,7 +78,7 @@ class PackBytes:
     def _fan_out(self, bits: int) -> bytes:
         counted = [0] * ((1 << bits) + 1)
         for at in range(0, len(self._index), INDEX_ROW.size):
-            counted[int.from_bytes(self._index[at : at + bits // 8], "big") + 1] += 1
+            counted[way_of(self._index[at : at + 2], bits) + 1] += 1
         return b"".join(total.to_bytes(4, "big") for total in itertools.accumulate(counted))
 
 

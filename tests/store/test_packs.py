@@ -11,10 +11,23 @@ import pytest
 from fi_cachestore.errors import DamagedError, NoSuchBundleError, StoreIOError
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.records.envelope import MissReason, seal
+from fi_cachestore.store import pack_writer
 from fi_cachestore.store.bundle import Bundle, open_bundle, write_bundle
 from fi_cachestore.store.fsck import LEFTOVER, STRAY, verify
 from fi_cachestore.store.open import open_store
-from fi_cachestore.store.pack import HEADER, INDEX_ROW, LARGE_BITS, LARGE_COUNT, MAGIC, PLACE, SMALL_BITS, TRAILER_BYTES, Pack, front_check
+from fi_cachestore.store.pack import (
+    HEADER,
+    INDEX_ROW,
+    MAGIC,
+    MAX_BITS,
+    MIN_BITS,
+    PLACE,
+    ROWS_PER_WAY,
+    TRAILER_BYTES,
+    Pack,
+    fan_out_bits,
+    front_check,
+)
 from fi_cachestore.store.pack_writer import Sealed
 from fi_cachestore.store.port import Hit, Miss, Present, Published
 from fi_cachestore.store.roots import packed_reader as root_reader
@@ -25,6 +38,8 @@ from .packs import FILES, CountingReader, make_pack, packed_reader, packed_store
 GOLDEN = Path(__file__).parent.parent / "golden"
 RECORDS = [sample_record(number) for number in range(5)]
 ABSENT = Miss(MissReason.ABSENT)
+LARGE_COUNT = ROWS_PER_WAY << MIN_BITS
+"""The smallest pack whose fan-out is not the smallest."""
 
 
 def test_bytes_of_a_pack_are_those_on_disks(tmp_path):
@@ -68,13 +83,29 @@ def test_what_is_no_digest_is_absent(tmp_path, name):
     assert packed_reader(tmp_path).get(name) == ABSENT
 
 
-def test_a_large_pack_has_a_finer_fan_out_and_the_same_answers(tmp_path):
-    """Records are not decoded here: many small seals under made-up digests."""
+def bits_of(pack):
+    return PLACE.unpack_from(pack.path.read_bytes(), pack.size_bytes - TRAILER_BYTES)[2]
+
+
+def test_a_fan_out_grows_with_its_pack_so_that_a_look_up_reads_a_few_rows():
+    counts = [2**power + more for power in range(29) for more in (-1, 0, 1)]
+    for count in counts:
+        bits = fan_out_bits(count)
+        assert MIN_BITS <= bits <= MAX_BITS
+        assert count < ROWS_PER_WAY << bits or bits == MAX_BITS
+        assert count >= ROWS_PER_WAY << (bits - 1) or bits == MIN_BITS
+
+
+@pytest.mark.parametrize("bits", [None, *range(MIN_BITS, MAX_BITS + 1)])
+def test_a_large_pack_has_a_finer_fan_out_and_the_same_answers(tmp_path, monkeypatch, bits):
+    """Records are not decoded here: many small seals under made-up digests. Packs with any fan-out are read."""
+    if bits is not None:
+        monkeypatch.setattr(pack_writer, "fan_out_bits", lambda count: bits)
     numbers = random.Random(0)
     data = seal("x")
     digests = sorted({numbers.randbytes(32).hex() for _ in range(LARGE_COUNT)})
     pack = make_pack(tmp_path, [Sealed(digest, 0, data, "") for digest in digests])
-    assert PLACE.unpack_from(pack.path.read_bytes(), pack.size_bytes - TRAILER_BYTES)[2] == LARGE_BITS
+    assert bits_of(pack) == (bits or 9)
     assert [row.digest for row in pack.rows()] == digests
     assert all(pack.find(digest)[0].digest == digest for digest in digests[::97])
     assert pack.find(Digest("0" * 64)) == []
@@ -87,7 +118,7 @@ def test_a_small_pack_whose_digests_all_start_alike_is_read(tmp_path):
     data = seal("x")
     digests = [f"ab{number:062x}" for number in range(LARGE_COUNT - 1)]
     pack = make_pack(tmp_path, [Sealed(digest, 0, data, "") for digest in digests])
-    assert PLACE.unpack_from(pack.path.read_bytes(), pack.size_bytes - TRAILER_BYTES)[2] == SMALL_BITS
+    assert bits_of(pack) == MIN_BITS
     assert pack.find(digests[-1])[0].digest == digests[-1]
 
 
@@ -248,7 +279,7 @@ def resealed(data, place, *, header=None):
     """Return the bytes of a pack with other numbers in its trailer, its check made to fit."""
     header = header or data[: HEADER.size]
     _, _, bits = PLACE.unpack(place)
-    fan_out_bytes = 4 * ((1 << bits) + 1) if bits in (8, 16) else 0
+    fan_out_bytes = 4 * ((1 << bits) + 1) if MIN_BITS <= bits <= MAX_BITS else 0
     fan_out = data[len(data) - TRAILER_BYTES - fan_out_bytes : len(data) - TRAILER_BYTES]
     return header + data[HEADER.size : -TRAILER_BYTES] + place + front_check(header, fan_out, place) + data[-32:]
 
@@ -276,6 +307,7 @@ DAMAGES = {
     "huge offset": lambda data: resealed(data, PLACE.pack(2**64 - 1, *numbers(data)[1:])),
     "offset in the header": lambda data: resealed(data, PLACE.pack(3, *numbers(data)[1:])),
     "other bits": lambda data: resealed(data, PLACE.pack(*numbers(data)[:2], 32)),
+    "bits of none": lambda data: resealed(data, PLACE.pack(*numbers(data)[:2], 7)),
     "bits of a large one": lambda data: resealed(data, PLACE.pack(*numbers(data)[:2], 16)),
     "bad check": lambda data: data[:-48] + bytes(16) + data[-32:],
     "bad fan-out": lambda data: data[: -TRAILER_BYTES - 4] + b"\xff\xff\xff\xff" + data[-TRAILER_BYTES:],
