@@ -1,10 +1,11 @@
 """One eager call on a GPU with our tuner attached beside the same call with FlashInfer's own: mm_bf16 and bmm_fp8, both tuned before.
 
-Usage: python benchmarks/gpu_hot_path.py [FILE]      (under three minutes on an H200; compiles FlashInfer's cuBLAS kernels first)
+Usage: python benchmarks/gpu_hot_path.py [FILE]      (under three minutes on an H100; compiles FlashInfer's cuBLAS kernels first)
 
-Prints one JSON document, and writes it to FILE. Each side is timed in a process of its own,
-five pairs of processes by turns; a sample is the time of a run of calls on the host, with one synchronisation at its end, and a process
-gives the median of its samples. The matrices are small, so that the host is what takes the time.
+Prints one JSON document, and writes it to FILE. Both sides are timed by turns in one process, whose speed differs from that of the
+next one by more than they do: a sample is the time of a run of calls on the host, with one synchronisation at its end. Each of
+five processes is a pair: the medians of its samples of either side, and their ratio. FlashInfer has its winners in memory; ours come from
+records that another process measured and this one verified. The matrices are small, so that the host is what takes the time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 PAIRS = 5
-SAMPLES, CALLS = 15, 200
+SAMPLES, CALLS, WARM_CALLS = 24, 200, 20
 SIDES = ("theirs", "ours")
 ROWS, DEPTH, COLUMNS = 16, 1024, 1024
 
@@ -50,60 +51,69 @@ def calls() -> dict[str, Callable[[], Any]]:
     }
 
 
-def measure(which: str, root: str) -> dict[str, Any]:
-    """Tune, then return the microseconds per call of every call that works here, and whether our memory answered it."""
+def measure(root: str) -> dict[str, Any]:
+    """Return the microseconds per call of every call that works here, by side, and how many calls our memory answered."""
     import torch
     from flashinfer.autotuner import AutoTuner, autotune
 
     import fi_cachestore
 
-    tuning = fi_cachestore.autotune(root=root) if which == "ours" else autotune(tune_mode=True)
     found: dict[str, Any] = {}
     made = calls()
-    with tuning:
-        for name, call in list(made.items()):
-            try:
-                call()
-            except Exception as error:  # noqa: BLE001 - a backend that this machine lacks is said, not measured
-                found[name] = {"skipped": f"{type(error).__name__}: {error}"[:200]}
-                del made[name]
+    for tuning in (autotune(tune_mode=True), fi_cachestore.autotune(root=root)):
+        with tuning:
+            for name, call in list(made.items()):
+                try:
+                    call()
+                except Exception as error:  # noqa: BLE001 - a backend that this machine lacks is said, not measured
+                    found[name] = {"skipped": f"{type(error).__name__}: {error}"[:200]}
+                    del made[name]
+    fi_cachestore.detach()
+    samples: dict[str, dict[str, list[float]]] = {name: {side: [] for side in SIDES} for name in made}
+    for number in range(2 * SAMPLES):
+        side = SIDES[(number + number // 2) % 2]  # theirs, ours, ours, theirs: what grows slower in time does so for both
+        if side == "ours":
+            fi_cachestore.attach(root=root)
+        for name, call in made.items():
+            samples[name][side].append(sample(call))
+        if side == "ours":
+            found["remembered_count"] = len(AutoTuner.get().state.memo)  # type: ignore[attr-defined]
+            fi_cachestore.detach()
     torch.cuda.synchronize()
-    for name, call in made.items():
-        for _ in range(CALLS):
-            call()
-        samples = []
-        for _ in range(SAMPLES):
-            torch.cuda.synchronize()
-            started = time.perf_counter_ns()
-            for _ in range(CALLS):
-                call()
-            torch.cuda.synchronize()
-            samples.append((time.perf_counter_ns() - started) / CALLS / 1e3)
-        found[name] = {"us": round(statistics.median(samples), 3)}
-    if which == "ours":
-        found["remembered_count"] = len(AutoTuner.get().state.memo)
-    return found
+    return found | {name: {f"{side}_us": round(statistics.median(us), 3) for side, us in sides.items()} for name, sides in samples.items()}
 
 
-def spawn(which: str, root: str) -> dict[str, Any]:
-    result = subprocess.run([sys.executable, __file__, "worker", which, root], capture_output=True, text=True, check=False)
+def sample(call: Callable[[], Any]) -> float:
+    """Return the microseconds per call of a run of calls, after some that are not counted."""
+    import torch
+
+    for _ in range(WARM_CALLS):
+        call()
+    torch.cuda.synchronize()
+    started = time.perf_counter_ns()
+    for _ in range(CALLS):
+        call()
+    torch.cuda.synchronize()
+    return (time.perf_counter_ns() - started) / CALLS / 1e3
+
+
+def spawn(root: str) -> dict[str, Any]:
+    result = subprocess.run([sys.executable, __file__, "worker", root], capture_output=True, text=True, check=False)
     lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
     if result.returncode != 0 or not lines:
-        raise SystemExit(f"{which} failed:\n{result.stderr[-4000:]}")
+        raise SystemExit(f"a worker failed:\n{result.stderr[-4000:]}")
     found: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
-    sys.stderr.write(f"{which}: {json.dumps(found)}\n")
+    sys.stderr.write(f"{json.dumps(found)}\n")
     return found
 
 
-def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Return, by call, the medians over processes, and ours over theirs: of the medians, and pair by pair."""
+def summary(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return, by call, the medians over processes of either side and of the ratio, and the ratio in each process."""
     found: dict[str, Any] = {}
-    for name in [name for name, row in runs["theirs"][0].items() if "us" in row]:
-        us = {which: [run[name]["us"] for run in runs[which]] for which in SIDES}
-        medians = {which: statistics.median(values) for which, values in us.items()}
-        pairs = [round(ours / theirs, 3) for ours, theirs in zip(us["ours"], us["theirs"], strict=True)]
-        found[name] = {f"{which}_us": value for which, value in medians.items()}
-        found[name] |= {"ratio": round(medians["ours"] / medians["theirs"], 3), "ratio_of_pairs": pairs}
+    for name in [name for name, row in pairs[0].items() if isinstance(row, dict) and "ours_us" in row]:
+        ratios = [pair[name]["ours_us"] / pair[name]["theirs_us"] for pair in pairs]
+        found[name] = {f"{side}_us": statistics.median(pair[name][f"{side}_us"] for pair in pairs) for side in SIDES}
+        found[name] |= {"ratio": round(statistics.median(ratios), 3), "ratio_of_pairs": [round(ratio, 3) for ratio in ratios]}
     return found
 
 
@@ -116,15 +126,13 @@ def machine() -> dict[str, str]:
 
 def main() -> None:
     if sys.argv[1:2] == ["worker"]:
-        sys.stdout.write("RESULT " + json.dumps(measure(*sys.argv[2:4])) + "\n")
+        sys.stdout.write("RESULT " + json.dumps(measure(sys.argv[2])) + "\n")
         return
-    runs: dict[str, list[dict[str, Any]]] = {which: [] for which in SIDES}
     with tempfile.TemporaryDirectory() as root:
-        spawn("ours", root)  # compiles and loads everything, and measures what is published for the others
-        for _ in range(PAIRS):
-            for which in SIDES:
-                runs[which].append(spawn(which, root))
-    document = json.dumps({"machine": machine(), "summary": summary(runs), "runs": runs}, indent=2)
+        for _ in range(2):
+            spawn(root)  # compiles and loads everything, and measures; the second one verifies what was measured
+        pairs = [spawn(root) for _ in range(PAIRS)]
+    document = json.dumps({"machine": machine(), "summary": summary(pairs), "pairs": pairs}, indent=2)
     sys.stdout.write(document + "\n")
     if len(sys.argv) > 1:
         Path(sys.argv[1]).write_text(document + "\n")

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+CAPTURED: Final = "asked for inside a graph capture before it was tuned"
 OUT_OF_MEMORY: Final = (torch.cuda.OutOfMemoryError, MemoryError)
 
 

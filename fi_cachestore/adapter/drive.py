@@ -56,19 +56,17 @@ def choose(
         tuner.state.note_ephemeral(op, "collective op without a group")
         return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     profiles = tuner._generate_optimization_profiles(described.calls[0].config, inputs)
-    shapes = [profile.get_opt_shapes() for profile in profiles]
-    whole_call = encode([described.fingerprint, list(shapes)])
+    whole_call = encode([described.fingerprint, [profile.get_opt_shapes() for profile in profiles]])
     if not tuner.state.is_tuned(whole_call):
+        if cuda.is_capturing():
+            tuner.state.note_ephemeral(op, cuda.CAPTURED)
+            decision = serve.answer(tuner, described)
+            return runners[decision.runner_index], decision.tactic
         if cardinality.stays_in_memory(tuner.state, attached.session, op):
             tuner.state.note_ephemeral(op, cardinality.TOO_MANY_KEYS)
             with tuner.memory_only():
                 return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
-        steps = [[step_of(tuner, described.view(0, index), opt_shapes) for opt_shapes in shapes] for index in range(len(runners))]
-        if communicates:
-            if why := together.see_to(tuner, attached, described, steps, lambda view, frame: _pass(tuner, view, frame, config)):
-                tuner.state.note_ephemeral(op, why)
-                return runners[0], DEFAULT_TACTIC
-        elif _see_to_all(tuner, attached.session, described, profiles, steps, config) is Course.DEFAULT:
+        if not _is_seen_to(tuner, attached, described, profiles, config, communicates=communicates):
             return runners[0], DEFAULT_TACTIC
         tuner.state.forget_answers()
         tuner.state.set_tuned(whole_call)
@@ -76,6 +74,20 @@ def choose(
     if decision.in_memory_because:
         return serve.in_memory(tuner, decision, op, runners, config, inputs, kwargs)
     return runners[decision.runner_index], decision.tactic
+
+
+def _is_seen_to(
+    tuner: CacheStoreTuner, attached: Attached, described: Description, profiles: list[Any], config: TuningConfig, *, communicates: bool
+) -> bool:
+    """See to every profile of every runner; whether the call may then be answered, and not by the default for now."""
+    indices = range(len(described.runners))
+    steps = [[step_of(tuner, described.view(0, index), profile.get_opt_shapes()) for profile in profiles] for index in indices]
+    if not communicates:
+        return _see_to_all(tuner, attached.session, described, profiles, steps, config) is not Course.DEFAULT
+    why = together.see_to(tuner, attached, described, steps, lambda view, frame: _pass(tuner, view, frame, config))
+    if why:
+        tuner.state.note_ephemeral(described.op, why)
+    return not why
 
 
 def _see_to_all(

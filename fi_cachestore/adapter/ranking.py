@@ -45,6 +45,9 @@ def rank(
             return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
     course = _see_to(tuner, attached.session, view, step)
     measured: list[Any] = []
+    if step.record is None and cuda.is_capturing():
+        tuner.state.note_ephemeral(op, cuda.CAPTURED)
+        return [DEFAULT_TACTIC]
     if course is Course.RECORDS and step.record is None:
         frame = Frame(attached.session, view, view.call.device or Device("cpu"), [step], races_default=False)
         measured = _ranked_here(tuner, view, frame, config)

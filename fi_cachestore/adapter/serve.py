@@ -6,13 +6,13 @@ Reads only: nothing here writes, locks, tunes, compiles or logs per call, and an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from flashinfer.autotuner import TunableRunner, TuningConfig
 
-from fi_cachestore.adapter import cardinality, missing, reviewed, trust
+from fi_cachestore.adapter import cardinality, cuda, missing, reviewed, trust
 from fi_cachestore.adapter import policy as policies
 from fi_cachestore.adapter.introspect import Call, RunnerView, device_of
 from fi_cachestore.adapter.missing import Withheld
@@ -91,7 +91,8 @@ def choose(
     if not decision.is_hit and (is_in_memory or any(attached.session.mode is Mode.EPHEMERAL for attached in state.attached)):
         with tuner.memory_only():  # what such a session tuned is in FlashInfer's memory
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
-    memo.keep(before, (decision.runner_index, decision.tactic), *asked)
+    if not decision.is_for_now:
+        memo.keep(before, (decision.runner_index, decision.tactic), *asked)
     return runners[decision.runner_index], decision.tactic
 
 
@@ -154,13 +155,17 @@ def configs_in_force(tuner: CacheStoreTuner, config: TuningConfig, inputs: Seque
 
 
 def answer(tuner: CacheStoreTuner, described: Description) -> Decision:
-    """Return the decision for a call with complete keys, from memory if it was made before."""
+    """Return the decision for a call with complete keys, from memory if it was made before.
+
+    One that holds for now only, inside a graph capture, is worked out again the next time.
+    """
     state = tuner.state
     answers = state.answers
     known = answers.get(described.fingerprint)
     if known is None:
         known = decide(tuner, described)
-        state.remember(answers, described.fingerprint, known)
+        if not known.is_for_now:
+            state.remember(answers, described.fingerprint, known)
     return known
 
 
@@ -181,7 +186,7 @@ def decide(tuner: CacheStoreTuner, described: Description) -> Decision:
     refused: list[Choice] = []
     decision = _chosen(tuner, described, rows, refused)
     missing.note(tuner.state, described, rows, refused, withheld, is_covered=decision.is_hit)
-    return decision
+    return replace(decision, is_for_now=True) if (refused or not decision.is_hit) and cuda.is_capturing() else decision
 
 
 def _chosen(tuner: CacheStoreTuner, described: Description, rows: Sequence[Record | None], refused: list[Choice]) -> Decision:
@@ -252,13 +257,18 @@ def own_object(tuner: CacheStoreTuner, view: RunnerView, record: Record, value: 
         return True, tactic
     if is_plain_value(value):
         return True, value
-    tactics = own_list(view.runner, view.call.inputs, view.call.shapes)
+    tactics = _own_list(view)
     if tactics is None:
         return False, None
     try:
         return True, find_in(tactics, value)
     except LookupError:
         return False, None
+
+
+def _own_list(view: RunnerView) -> list[Any] | None:
+    """Return the runner's list at the very size of a call; none inside a graph capture, as listing may measure."""
+    return None if cuda.is_capturing() else own_list(view.runner, view.call.inputs, view.call.shapes)
 
 
 def _fits_size(state: AdapterState, view: RunnerView, record: Record) -> bool:
@@ -272,7 +282,7 @@ def _fits_size(state: AdapterState, view: RunnerView, record: Record) -> bool:
 
 
 def _lists_the_same(view: RunnerView, record: Record) -> bool:
-    tactics = own_list(view.runner, view.call.inputs, view.call.shapes)
+    tactics = _own_list(view)
     return tactics is not None and TacticSpace.of([tactic_value(tactic, i) for i, tactic in enumerate(tactics)]) == record.space
 
 

@@ -38,13 +38,15 @@ _MAX_REMEMBERED: Final = 65536
 class Decision:
     """The answer to one very call: a position in its list of runners and a tactic. ``is_hit`` is false for the default.
 
-    ``in_memory_because`` is why FlashInfer answers such calls in its memory instead, empty where it does not.
+    ``in_memory_because`` is why FlashInfer answers such calls in its memory instead, empty where it does not. ``is_for_now`` is an answer
+    that was given inside a graph capture, where runners are not asked for their lists.
     """
 
     runner_index: int
     tactic: Any
     is_hit: bool
     in_memory_because: str = ""
+    is_for_now: bool = False
 
 
 @dataclass(frozen=True, slots=True)
