@@ -27,8 +27,6 @@ from fi_cachestore.adapter.values import attributes, made_with
 
 _MAX_ALIKE: Final = 4
 _order: Final = attrgetter("__mro__")
-_code: Final = attrgetter("__code__")
-_defaults: Final = attrgetter("__defaults__")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +36,17 @@ class Lasting:
     classes: tuple[type, ...]
     orders: list[tuple[type, ...]]
     rows: tuple[tuple[Mapping[str, Any], int, Getter, tuple[Any, ...]], ...]
-    functions: tuple[FunctionType, ...]
-    codes: list[CodeType]
-    defaults: list[Any]
+    parts: tuple[tuple[FunctionType, CodeType, Any], ...]
 
     def is_current(self) -> bool:
         """Whether the classes are as they were looked at."""
         for members, count, functions, known in self.rows:
             if len(members) != count or functions(members) != known:
                 return False
-        return (
-            [*map(_order, self.classes)] == self.orders
-            and [*map(_code, self.functions)] == self.codes
-            and [*map(_defaults, self.functions)] == self.defaults
-        )
+        for function, code, defaults in self.parts:
+            if function.__code__ is not code or function.__defaults__ is not defaults:
+                return False
+        return [*map(_order, self.classes)] == self.orders
 
 
 def merged(known: Sequence[Lasting | None]) -> Lasting:
@@ -60,9 +55,8 @@ def merged(known: Sequence[Lasting | None]) -> Lasting:
     classes = tuple(dict.fromkeys(cls for lasting in each for cls in lasting.classes))
     rows = {id(row[0]): row for lasting in each for row in lasting.rows}
     functions = tuple(function for row in rows.values() for member in row[3] for function in functions_in(member))
-    return Lasting(
-        classes, [*map(_order, classes)], tuple(rows.values()), functions, [*map(_code, functions)], [*map(_defaults, functions)]
-    )
+    parts = tuple((function, function.__code__, function.__defaults__) for function in functions)
+    return Lasting(classes, [*map(_order, classes)], tuple(rows.values()), parts)
 
 
 class Classes:
@@ -196,7 +190,7 @@ def _lasting(cls: type, plan: ClassPlan) -> Lasting:
     for owner, has in zip(cls.__mro__, plan.owners):  # noqa: B905 - the owners come first
         members = getter([*has.names, *has.wrapped])
         rows.append((vars(owner), has.count, members, members(vars(owner))))
-    return merged([Lasting((cls,), [], tuple(rows), (), [], [])])
+    return merged([Lasting((cls,), [], tuple(rows), ())])
 
 
 def _tree(roles: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from types import CodeType, FunctionType
@@ -24,19 +24,20 @@ _OPTIONAL: Final = [name for name in ("use_cold_l2_graph_replay", "cuda_graph_pr
 _facts: Final = attrgetter("dynamic_tensor_specs", "constraint_specs", "use_cuda_graph", "use_cold_l2_cache", *_OPTIONAL)
 _spec_facts: Final = attrgetter("input_idx", "dim_idx", "gen_tuning_buckets", "map_to_tuning_buckets")
 _constraint_facts: Final = attrgetter("input_idx", "dim_idx", "infer_shape")
-_code: Final = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigPlan:
-    """A config as it was looked at. ``number`` stands for what it has; ``loose`` are its functions whose closures may be rebound."""
+    """A config as it was looked at: its specs, constraints and functions, each with its parts.
+
+    ``number`` stands for what it has; ``loose`` are its functions whose closures may be rebound.
+    """
 
     ref: weakref.ref[TuningConfig]
     facts: tuple[Any, ...]
     specs: list[tuple[Any, ...]]
     constraints: list[tuple[Any, ...]]
-    functions: tuple[FunctionType, ...]
-    codes: list[tuple[CodeType, tuple[Any, ...] | None, Mapping[str, Any] | None]]
+    functions: list[tuple[FunctionType, CodeType, tuple[Any, ...] | None]]
     loose: tuple[FunctionType, ...]
     number: int
     readings: Readings
@@ -44,13 +45,20 @@ class ConfigPlan:
     def is_current(self, config: TuningConfig) -> bool:
         """Whether this is the config, with the same specs and functions as before, and these with the same code and defaults."""
         facts = _facts(config)
-        return (
-            self.ref() is config
-            and facts == self.facts
-            and [*map(_spec_facts, facts[0])] == self.specs
-            and [*map(_constraint_facts, facts[1])] == self.constraints
-            and [*map(_code, self.functions)] == self.codes
-        )
+        if self.ref() is not config or facts != self.facts or facts[0] is not self.facts[0] or facts[1] is not self.facts[1]:
+            return False
+        for spec, places, dims, buckets, mapper in self.specs:
+            if spec.input_idx is not places or spec.dim_idx is not dims:
+                return False
+            if spec.gen_tuning_buckets is not buckets or spec.map_to_tuning_buckets is not mapper:
+                return False
+        for rule, place, dim, infer in self.constraints:
+            if rule.input_idx is not place or rule.dim_idx is not dim or rule.infer_shape is not infer:
+                return False
+        for function, code, defaults in self.functions:
+            if function.__code__ is not code or function.__defaults__ is not defaults or function.__kwdefaults__:
+                return False
+        return True
 
 
 class Configs:
@@ -76,18 +84,19 @@ class Configs:
         if type(config) is not TuningConfig:
             raise UnreadableError
         facts = _facts(config)
-        specs, constraints = [*map(_spec_facts, facts[0])], [*map(_constraint_facts, facts[1])]
-        rows = [item for row in (*specs, *constraints) for item in row]
-        functions = tuple(item for item in rows if isinstance(item, FunctionType))
+        specs = [(spec, *_spec_facts(spec)) for spec in facts[0]]
+        constraints = [(rule, *_constraint_facts(rule)) for rule in facts[1]]
+        rows = [item for _, *row in (*specs, *constraints) for item in row]
+        functions = [(item, item.__code__, item.__defaults__) for item in rows if isinstance(item, FunctionType)]
         readings = self._readings_for([spec[-1] for spec in specs])
         content = (len(specs), readings.of(facts[2:]), *map(readings.of, rows))
         number = self._numbers_by_content.get(content)
         if number is None:
             number = kept(self._numbers_by_content, content, next(self._numbers))
-        loose = tuple(function for function in functions if function.__closure__ and known_rounding(function) is None)
-        codes = [*map(_code, functions)]
-        made = ConfigPlan(weakref.ref(config), facts, specs, constraints, functions, codes, loose, number, readings)
-        return kept(self._known, id(config), made, _MAX_CONFIGS) if all(map(_is_tame, (*facts[2:], *rows))) else made
+        loose = tuple(function for function, _, _ in functions if function.__closure__ and known_rounding(function) is None)
+        made = ConfigPlan(weakref.ref(config), facts, specs, constraints, functions, loose, number, readings)
+        is_tame = type(facts[0]) is type(facts[1]) is tuple and all(map(_is_tame, (*facts[2:], *rows)))
+        return kept(self._known, id(config), made, _MAX_CONFIGS) if is_tame else made
 
     def is_known(self, plan: ConfigPlan, config: TuningConfig) -> bool:
         """Whether a config is known by identity, and nothing in it needs to be read again."""

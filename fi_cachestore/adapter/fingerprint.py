@@ -60,25 +60,22 @@ class _Straight:
 
     number: int
     config: ConfigPlan
-    kinds: list[type]
     classes: Lasting
     tensors: Tensors
     tensors_of: Getter
     atoms: Getter
-    counts: list[int]
-    directs: tuple[Getter, ...]
+    rows: tuple[tuple[type, int, Getter], ...]
 
     def read(self, runners: Sequence[TunableRunner], config: TuningConfig, inputs: Sequence[Any]) -> Fingerprint | None:
         """Return the fingerprint of such a call, ``None`` where it is not what was looked at."""
-        held = [runner.__dict__ for runner in runners]
-        if [*map(type, runners)] != self.kinds or [*map(len, held)] != self.counts:
-            return None
         if not self.config.is_current(config) or not self.classes.is_current():
             return None
         values = [*self.atoms(inputs)]
         try:
-            for direct, of_runner in zip(self.directs, held):  # noqa: B905 - of one length
-                values += direct(of_runner)
+            for runner, (kind, count, direct) in zip(runners, self.rows):  # noqa: B905 - of one length
+                if type(runner) is not kind or len(held := runner.__dict__) != count:
+                    return None
+                values += direct(held)
         except KeyError:
             return None
         return (self.number, tuple(map(type, values)), self.tensors.number(self.tensors_of(inputs)), *values)
@@ -205,8 +202,8 @@ class Fingerprints:
         number = self._numbers_by_content.get(content)
         if number is None:
             number = kept(self._numbers_by_content, content, next(self._numbers))
-        counts, directs = [len(vars(runner)) for runner in runners], tuple(has.direct for _, has in read)
-        made = _Straight(number, config, [*map(type, runners)], merged(lasting), tensors, given.tensors, given.atoms, counts, directs)
+        rows = tuple((type(runner), len(vars(runner)), has.direct) for runner, (_, has) in zip(runners, read, strict=True))
+        made = _Straight(number, config, merged(lasting), tensors, given.tensors, given.atoms, rows)
         kept(self._straight, call, made)
         return made
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from operator import attrgetter, is_
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any, Final
 
+import torch
 from flashinfer.autotuner import TunableRunner
 
 from fi_cachestore.adapter.members import Attributes, ClassPlan
@@ -26,9 +26,6 @@ from fi_cachestore.adapter.values import resource_kind
 _IS_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a type that is none lasts as long as the process
 _code: Final = attrgetter("__code__")
 _defaults: Final = attrgetter("__defaults__")
-_keyword_defaults: Final = attrgetter("__kwdefaults__")
-_closure: Final = attrgetter("__closure__")
-_contents: Final = attrgetter("cell_contents")
 _function: Final = attrgetter("__func__")
 _OTHER: Final = -1
 
@@ -37,14 +34,16 @@ Roles = Mapping[str, Any] | None
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What one class and its instance have, and where. ``rest``: its static methods, their types, and its plain data."""
+    """What one class and its instance have, and where. ``kinds`` are the types of its static methods."""
 
     module: str
     bases: tuple[type, ...]
     member_count: int
     attribute_count: int
     functions: Getter
-    rest: tuple[Getter, tuple[type, ...], Getter] | None
+    statics: Getter
+    kinds: tuple[type, ...]
+    data: Getter | None
     direct: Getter
     special: Getter
     extras_count: int | None
@@ -70,10 +69,9 @@ class Made:
     rows: tuple[_Row, ...]
     codes: tuple[CodeType, ...]
     defaults: tuple[Any, ...]
-    closed: Getter | None
-    here: Getter | None
-    there: Getter
-    first: Getter
+    closed: tuple[int, ...]
+    same: tuple[tuple[int, int], ...]
+    first: tuple[int, ...]
     items: _Items
     is_asked: bool
     pointers: tuple[tuple[int, int], ...]
@@ -98,19 +96,14 @@ class Made:
             functions += row.functions(members)
             values += row.direct(held)
             items += row.special(held)
-            if row.rest is not None:
-                statics, types, data = row.rest
-                found = statics(members)
-                if (*map(type, found),) != types:
+            statics: tuple[Any, ...] = row.statics(members) if row.kinds else ()
+            for kind, member in zip(row.kinds, statics):  # noqa: B905 - of one length
+                if type(member) is not kind:
                     return False
-                functions += map(_function, found)
-                values += data(members)
-        if self.closed is not None:
-            cells = [*chain.from_iterable(map(_closure, self.closed(functions)))]
-            items += map(_contents, self.first(cells))
-            if self.here is not None and not all(map(is_, self.here(cells), self.there(cells))):
-                return False
-        if not self._is_same(functions, items):
+                functions.append(member.__func__)
+            if row.data is not None:
+                values += row.data(members)
+        if not (self._read_closures(functions, items) and self._is_same(functions, items)):
             return False
         known = self.items
         values += known.values(items)
@@ -118,18 +111,27 @@ class Made:
             loose.extend([readings.parameter(name, items[index], node) for index, name, node in known.loose])
         return not self.is_asked or self._ask(runners, inputs, values)
 
+    def _read_closures(self, functions: Sequence[FunctionType], items: list[Any]) -> bool:
+        cells: list[CellType] = []
+        for index in self.closed:
+            cells += functions[index].__closure__ or ()
+        for here, there in self.same:
+            if cells[here] is not cells[there]:
+                return False
+        for index in self.first:
+            items.append(cells[index].cell_contents)  # noqa: PERF401 - one or two, for which a comprehension takes longer
+        return True
+
     def _is_same(self, functions: list[FunctionType], items: Sequence[Any]) -> bool:
         known = self.items
         if known.constants:
             if not all(map(is_, known.functions(items), known.constants)):
                 return False
             functions += known.constants
-        return (
-            all(map(is_, map(_code, functions), self.codes))
-            and all(map(is_, map(_defaults, functions), self.defaults))
-            and not any(map(_keyword_defaults, functions))
-            and [*map(type, known.typed(items))] == known.types
-        )
+        for function, code, defaults in zip(functions, self.codes, self.defaults):  # noqa: B905 - of one length
+            if function.__code__ is not code or function.__defaults__ is not defaults or function.__kwdefaults__:
+                return False
+        return [*map(type, known.typed(items))] == known.types
 
     def _ask(self, runners: Sequence[TunableRunner], inputs: Sequence[Any], values: list[Any]) -> bool:
         for runner, row in zip(runners, self.rows):  # noqa: B905 - of one length
@@ -139,7 +141,7 @@ class Made:
                     return False
                 values += extras
         for index, limit_bytes in self.pointers:
-            values.append(alignment(inputs[index], limit_bytes) if index < len(inputs) else None)
+            values.append(alignment(inputs[index], limit_bytes))
         return True
 
 
@@ -181,16 +183,16 @@ def made_of(
         content.append((has.number, plan.number, tuple(map(type, statics)), extras_count))
     items, reading = _items([*attributes, *contents], readings, mappers)
     functions += items.constants
-    pointers = tuple(pointer for plan, _ in read for pointer in plan.facts.pointers)
+    given = dict(enumerate(inputs))  # calls that are read so have inputs of the same types: only tensors have addresses
+    pointers = tuple((at, limit) for plan, _ in read for at, limit in plan.facts.pointers if isinstance(given.get(at), torch.Tensor))
     return Made(
         content=(*content, reading),
         rows=tuple(rows),
         codes=tuple(map(_code, functions)),
         defaults=tuple(map(_defaults, functions)),
-        closed=getter(closed) if closed else None,
-        here=getter([one for one, _ in same]) if same else None,
-        there=getter([other for _, other in same]),
-        first=getter(first),
+        closed=tuple(closed),
+        same=tuple(same),
+        first=tuple(first),
         items=items,
         is_asked=bool(pointers) or any(row.extras_count is not None for row in rows),
         pointers=pointers,
@@ -205,7 +207,9 @@ def _row(runner: TunableRunner, plan: ClassPlan, has: Attributes, statics: Seque
         owner.count,
         len(vars(runner)),
         owner.functions,
-        (getter(list(owner.wrapped)), tuple(map(type, statics)), owner.data or getter([])) if statics or owner.data else None,
+        getter(list(owner.wrapped)),
+        tuple(map(type, statics)),
+        owner.data,
         has.direct,
         getter(list(has.special)),
         extras_count,

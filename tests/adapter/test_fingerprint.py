@@ -7,7 +7,7 @@ import types
 
 import pytest
 import torch
-from flashinfer.autotuner import AutoTuner, DynamicTensorSpec, TunableRunner, TuningConfig, make_bucket_mapper
+from flashinfer.autotuner import AutoTuner, ConstraintSpec, DynamicTensorSpec, TunableRunner, TuningConfig, make_bucket_mapper
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -491,6 +491,41 @@ def test_straight_calls_tell_everything_apart_too(prints, monkeypatch):
     assert taken(prints, cases[0]) not in (None, *found)
 
 
+STRAIGHT_CHANGES = {
+    "code": lambda patch: patch.setattr(PlainRunner.get_valid_tactics, "__code__", other_list.__code__),
+    "defaults": lambda patch: patch.setattr(PlainRunner.forward, "__defaults__", (0, False)),
+    "defaults that are equal": lambda patch: patch.setattr(PlainRunner.forward, "__defaults__", (-1, 0)),
+    "new member of a base": lambda patch: patch.setattr(PlainRunner, "more", 1, raising=False),
+}
+
+
+@pytest.mark.parametrize("change", STRAIGHT_CHANGES)
+def test_what_changes_in_the_class_of_a_straight_call_is_seen(prints, monkeypatch, change):
+    case = Case(StraightRunner(1), [matrix(50)], {}, STRAIGHT)
+    before = [taken(prints, case) for _ in range(3)][-1]
+    assert isinstance(before[0], int), "not read straight"
+    STRAIGHT_CHANGES[change](monkeypatch)
+    assert taken(prints, case) not in (None, before)
+
+
+def test_another_base_of_the_class_of_a_straight_call_is_seen(prints):
+    case = Case(StraightRunner(1), [matrix(50)], {}, STRAIGHT)
+    before = [taken(prints, case) for _ in range(3)][-1]
+    assert isinstance(before[0], int), "not read straight"
+    StraightRunner.__bases__ = (LiveRunner,)
+    changed = taken(prints, case)
+    StraightRunner.__bases__ = (PlainRunner,)
+    assert changed not in (None, before)
+    assert taken(prints, case) == before
+
+
+def test_a_class_of_the_same_name_is_not_taken_for_that_of_a_straight_call(prints):
+    before = [taken(prints, Case(StraightRunner(1), [matrix(50)], {}, STRAIGHT)) for _ in range(3)][-1]
+    assert isinstance(before[0], int), "not read straight"
+    namesake = type("StraightRunner", (StraightRunner,), {"__module__": __name__, "__qualname__": "StraightRunner"})
+    assert taken(prints, Case(namesake(1), [matrix(50)], {}, STRAIGHT)) not in (None, before)
+
+
 OTHER_HANDLE = types.SimpleNamespace(run=None)
 SLIM = {
     "variable": [1, True, 2, "1", None, (1,), (True,), 1.0],
@@ -590,22 +625,38 @@ def test_a_closure_that_is_rebound_is_seen(prints):
     assert taken(prints, case) != before
 
 
-@pytest.mark.parametrize("field", ["spec", "mapper", "bucket list", "graph"])
-def test_a_config_that_is_changed_in_place_is_seen(prints, field):
-    case = of(PlainRunner(), settings=config())
+CONFIG_CHANGES = {
+    "spec": lambda config, other: setattr(config, "dynamic_tensor_specs", other.dynamic_tensor_specs),
+    "equal spec": lambda config, other: setattr(config, "dynamic_tensor_specs", (replace(config.dynamic_tensor_specs[0], (False,)),)),
+    "mapper": lambda config, other: copy_part(config, other, "dynamic_tensor_specs", "map_to_tuning_buckets"),
+    "bucket list": lambda config, other: copy_part(config, other, "dynamic_tensor_specs", "gen_tuning_buckets"),
+    "input": lambda config, other: copy_part(config, other, "dynamic_tensor_specs", "input_idx"),
+    "dim": lambda config, other: setattr(config.dynamic_tensor_specs[0], "dim_idx", (1,)),
+    "constraint": lambda config, other: setattr(config, "constraint_specs", ()),
+    "constrained input": lambda config, other: setattr(config.constraint_specs[0], "input_idx", 0),
+    "constrained dim": lambda config, other: setattr(config.constraint_specs[0], "dim_idx", 1),
+    "rule": lambda config, other: setattr(config.constraint_specs[0], "infer_shape", lambda shapes: shapes[0][1]),
+    "code of a rule": lambda config, other: setattr(config.constraint_specs[0].infer_shape, "__code__", (lambda shapes: 1).__code__),
+    "graph": lambda config, other: setattr(config, "use_cuda_graph", True),
+}
+
+
+def replace(spec, dims):
+    return dataclasses.replace(spec, dim_idx=dims)
+
+
+def copy_part(settings, other, place, name):
+    setattr(getattr(settings, place)[0], name, getattr(getattr(other, place)[0], name))
+
+
+@pytest.mark.parametrize("change", CONFIG_CHANGES)
+def test_a_config_that_is_changed_in_place_is_seen(prints, change):
+    rule = ConstraintSpec(1, 0, lambda shapes: shapes[0][0])
+    case = of(PlainRunner(), [matrix(50), matrix(50)], settings=config(constraint_specs=(rule,)))
     before = [taken(prints, case) for _ in range(3)][-1]
-    other = config((16, 32), round_up=True).dynamic_tensor_specs[0]
-    match field:
-        case "spec":
-            case.config.dynamic_tensor_specs = (other,)
-        case "mapper":
-            case.config.dynamic_tensor_specs[0].map_to_tuning_buckets = other.map_to_tuning_buckets
-        case "bucket list":
-            case.config.dynamic_tensor_specs[0].gen_tuning_buckets = (16, 32)
-        case "graph":
-            case.config.use_cuda_graph = True
-    assert before is not None
-    assert taken(prints, case) != before
+    CONFIG_CHANGES[change](case.config, config((16, 32), round_up=True, inputs=(1,)))
+    assert isinstance(before[0], int), "not read straight"
+    assert taken(prints, case) not in (None, before)
 
 
 def test_a_bucket_mapper_with_other_defaults_is_seen(prints):
