@@ -42,7 +42,7 @@ class _Row:
     attribute_count: int
     functions: Getter
     statics: Getter
-    kinds: tuple[type, ...]
+    kinds: tuple[Any, ...]
     data: Getter | None
     direct: Getter
     special: Getter
