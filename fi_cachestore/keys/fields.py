@@ -9,11 +9,14 @@ from typing import Final, TypeVar
 
 import msgpack
 
-from fi_cachestore.errors import NotCanonicalError
-from fi_cachestore.keys.canonical import DICT, MAX_BYTES, MAX_ITEMS, NAMED, TUPLE, bounded, packed_wire
+from fi_cachestore.errors import NotCanonicalError, UnsupportedValueError
+from fi_cachestore.keys.canonical import DICT, LIST, MAX_BYTES, MAX_ITEMS, NAMED, TUPLE, Value, bounded, encode, packed_wire
 
 SHARED_COUNT: Final = 2048
 SHARED_BYTES: Final = 4096
+_FEW_ITEMS: Final = 15
+_SHORT_HEAD, _LONG_HEAD = 2, 4  # bytes of an array's head, for few items and for more, with its tag
+_SHORT_ARRAY, _LONG_ARRAY = 0x90, b"\xdc"
 
 T = TypeVar("T")
 
@@ -25,6 +28,33 @@ def shared(decoder: Callable[[bytes], T]) -> Callable[[bytes], T]:
     """
     remembered = lru_cache(maxsize=SHARED_COUNT)(decoder)
     return lambda data: remembered(data) if len(data) <= SHARED_BYTES else decoder(data)
+
+
+def encode_each(values: Sequence[Value]) -> bytes:
+    """Return the bytes of values one after the other, each as ``encode`` gives it; there is no limit to their number.
+
+    Raises:
+        UnsupportedValueError: as ``encode`` does.
+    """
+    try:
+        packed = encode(tuple(values))
+    except UnsupportedValueError:  # together they are over a limit, or one of them is at fault, and is named
+        return b"".join(map(encode, values))
+    return packed[_SHORT_HEAD if len(values) < _FEW_ITEMS else _LONG_HEAD :]
+
+
+def list_items(data: bytes) -> tuple[int, bytes]:
+    """Return how many items an encoded list has, and their bytes one after the other, as ``encode_each`` gives them; nothing is decoded.
+
+    Raises:
+        NotCanonicalError: there is no list in front.
+    """
+    is_long = data[:1] == _LONG_ARRAY
+    size, head = int.from_bytes(data[1:3] if is_long else data[:1], "big"), _LONG_HEAD if is_long else _SHORT_HEAD
+    count = size - 1 if is_long else size - 1 - _SHORT_ARRAY
+    if data[head - 1 : head] != bytes((LIST,)) or not 0 <= count <= MAX_ITEMS or (count < _FEW_ITEMS) is is_long:
+        raise NotCanonicalError("not a list", len(data))
+    return count, data[head:]
 
 
 def join_fields(kind: str, fields: Mapping[str, bytes]) -> bytes:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final, TypeAlias
 
 from fi_cachestore.errors import NotCanonicalError
 from fi_cachestore.keys.canonical import Named, Value, encode
 from fi_cachestore.keys.digest import Digest, is_digest, left_out_digest_of, schema_digest
+from fi_cachestore.keys.fields import cut_fields, encode_each, join_fields, list_items, shared
 
 _KIND: Final = "fi_cachestore.schema/1"
-_FIELDS: Final = frozenset({"op", "runner", "parameters", "contract", "environment"})
+_FIELDS: Final = ("op", "runner", "parameters", "contract", "environment")
+_KIND_BYTES, _NO_OP = encode(_KIND), encode("")
+_BEFORE_RUNNER: Final = encode("runner")
+_BEFORE_OP: Final = join_fields(_KIND, dict.fromkeys(_FIELDS, b"")).partition(_BEFORE_RUNNER)[0]
+_REMEMBERED: Final = frozenset({type(None), bool, int, str})
 _PARAMETER_PARTS: Final = 3
 
 LeftOut: TypeAlias = Mapping[str, Digest]
@@ -36,13 +42,14 @@ class KeySchema:
     @cached_property
     def digest(self) -> Digest:
         """The name of the schema; the order of ``parameters`` is irrelevant, and there is no limit to their number."""
-        head: list[Value] = [_KIND, self.op, self.runner, self.contract, self.environment, len(self.parameters)]
-        rows: list[Value] = [*head, *sorted(self.parameters)]
-        return schema_digest(b"".join(map(encode, rows)))
+        facets = tuple(self.environment.items())
+        is_text = {str}.issuperset(map(type, itertools.chain.from_iterable(facets)))
+        rest = _text_beside_op if is_text else _beside_op
+        return schema_digest(_KIND_BYTES + encode(self.op) + rest(self.runner, self.contract, facets, self.parameters))
 
     def to_value(self) -> Value:
         """Return the schema as a value to be stored."""
-        return Named(_KIND, {name: getattr(self, name) for name in sorted(_FIELDS - {"parameters"})} | {"parameters": [*self.parameters]})
+        return Named(_KIND, {name: getattr(self, name) for name in _FIELDS} | {"parameters": [*self.parameters]})
 
     @classmethod
     def from_value(cls, value: Value) -> KeySchema:
@@ -52,9 +59,39 @@ class KeySchema:
             NotCanonicalError: the value is not a schema of this format.
         """
         fields: dict[str, Any] = value.content if isinstance(value, Named) and value.kind == _KIND else None  # type: ignore[assignment]
-        if type(fields) is not dict or set(fields) != _FIELDS or not _well_formed(fields):
+        if type(fields) is not dict or set(fields) != set(_FIELDS) or not _well_formed(fields):
             raise NotCanonicalError("not a key schema of this format", 0)
         return cls(**fields | {"parameters": tuple(fields["parameters"])})
+
+
+def stored_digest(data: bytes) -> Digest:
+    """Return the digest of the schema whose ``to_value`` is encoded in ``data``, where its parameters are sorted; nothing is decoded.
+
+    Of other bytes it is the digest of nothing.
+
+    Raises:
+        NotCanonicalError: they do not have the fields of a schema.
+    """
+    start, end = len(_BEFORE_OP), data.find(_BEFORE_RUNNER)
+    if end < start or not data.startswith(_BEFORE_OP):
+        raise NotCanonicalError("not a key schema of this format", len(data))
+    return schema_digest(_KIND_BYTES + data[start:end] + _stored_beside_op(_BEFORE_OP + _NO_OP + data[end:]))
+
+
+@shared
+def _stored_beside_op(data: bytes) -> bytes:
+    """Return what ``_beside_op`` does, for a stored schema that had another op."""
+    parts = cut_fields(_KIND, _FIELDS, data)
+    count, rows = list_items(parts["parameters"])
+    return b"".join([parts["runner"], parts["contract"], parts["environment"], encode(count), rows])
+
+
+def _beside_op(runner: str, contract: Digest, facets: tuple[tuple[str, Value], ...], parameters: tuple[tuple[str, str, str], ...]) -> bytes:
+    return encode_each([runner, contract, dict(facets), len(parameters), *sorted(parameters)])
+
+
+_text_beside_op: Final = lru_cache(maxsize=256)(_beside_op)
+"""The same, remembered: one class serves many ops and calls. For text alone, which is equal only where its bytes are."""
 
 
 def _well_formed(fields: dict[str, Any]) -> bool:
@@ -78,12 +115,28 @@ def left_out_value(role: str, value: Value) -> Digest:
     Raises:
         UnsupportedValueError: the value has no canonical form.
     """
+    if type(value) in _REMEMBERED:
+        return _remembered_value(role, value)  # type: ignore[arg-type]
+    return _value_digest(role, value)
+
+
+def _value_digest(role: str, value: Value) -> Digest:
     return left_out_digest_of(encode((role, value)))
+
+
+_remembered_value: Final = lru_cache(maxsize=256, typed=True)(_value_digest)
+"""The same, remembered by type and value: ranks and sizes are the same in all runners of a process."""
 
 
 def left_out_digest(values: LeftOut) -> Digest:
     """Return one digest of all left-out values; their order is irrelevant, and there is no limit to their number."""
-    return left_out_digest_of(b"".join(encode((path, values[path])) for path in sorted(values)))
+    return _left_out_digest(tuple(sorted(values.items())))
+
+
+@lru_cache(maxsize=256)
+def _left_out_digest(rows: tuple[tuple[str, Digest], ...]) -> Digest:
+    """Return what ``left_out_digest`` does: of text, which calls and the verdicts on them have in common."""
+    return left_out_digest_of(encode_each(rows))
 
 
 def joint(these: LeftOut, those: LeftOut) -> LeftOut:

@@ -12,15 +12,20 @@ from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 from fi_cachestore.errors import DamagedError, NotCanonicalError
-from fi_cachestore.keys.canonical import Named, Value
+from fi_cachestore.keys.canonical import Named, Value, decode_field
 from fi_cachestore.keys.digest import Digest, is_digest
-from fi_cachestore.keys.schema import KeySchema, LeftOut, is_left_out, left_out_digest
+from fi_cachestore.keys.fields import cut_fields, shared
+from fi_cachestore.keys.schema import KeySchema, LeftOut, is_left_out, left_out_digest, stored_digest
 from fi_cachestore.records.envelope import MissReason
 from fi_cachestore.records.observation import Sample, Side, sample_from, side_from, side_value
 
 REFUSED: Final = "refused"
+VALIDATION: Final = "validation-"
+"""What the names of validations begin with; their left-out digest follows."""
 MAX_NUMBER: Final = 99_999_999
 _MAX_TEXT_CHARS: Final = 2000
+_VALIDATION_KIND: Final = "fi_cachestore.validation/1"
+_VALIDATION_FIELDS: Final = ("schema", "left_out", "writer", "reader", "samples", "unix_ns")
 
 
 class Word(StrEnum):
@@ -50,7 +55,7 @@ class Validation:
     @property
     def stem(self) -> str:
         """The name of its file, without generation."""
-        return f"validation-{left_out_digest(self.left_out)}"
+        return f"{VALIDATION}{left_out_digest(self.left_out)}"
 
     def to_value(self) -> Value:
         """Return the content of an envelope."""
@@ -62,7 +67,7 @@ class Validation:
             "samples": [sample.to_value() for sample in self.samples],
             "unix_ns": self.unix_ns,
         }
-        return Named("fi_cachestore.validation/1", content)
+        return Named(_VALIDATION_KIND, content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +201,27 @@ def verdict_from(value: Value) -> Verdict:
         raise DamagedError(MissReason.CORRUPT, f"not a verdict: {type(error).__name__}: {error}"[:200]) from error
 
 
+def validated_by(body: bytes) -> tuple[Digest, Digest] | None:
+    """Return the schema and the left-out digest that the body of a validation is about, told by their bytes; ``None`` for another body.
+
+    They are those of a schema and of left-out values if they are the digests of such; the rest, which is for people, is not looked at.
+    """
+    try:
+        parts = cut_fields(_VALIDATION_KIND, _VALIDATION_FIELDS, body)
+        return stored_digest(parts["schema"]), _left_out_digest(parts["left_out"])
+    except NotCanonicalError:
+        return None
+
+
+@shared
+def _left_out_digest(data: bytes) -> Digest:
+    """Return the digest of encoded left-out values: many schemas are validated for the same."""
+    values = decode_field(data)
+    if not is_left_out(values):
+        raise NotCanonicalError("not left-out values", len(data))
+    return left_out_digest(values)  # type: ignore[arg-type]
+
+
 def _validation(fields: dict[str, Any]) -> Validation:
     if not is_left_out(fields["left_out"]) or type(fields["samples"]) is not list:
         raise TypeError
@@ -244,7 +270,7 @@ def _digest(value: object) -> Digest:
 
 
 _READERS: Final[dict[str, tuple[frozenset[str], Callable[[dict[str, Any]], Verdict]]]] = {
-    "fi_cachestore.validation/1": (frozenset({"schema", "left_out", "writer", "reader", "samples", "unix_ns"}), _validation),
+    _VALIDATION_KIND: (frozenset(_VALIDATION_FIELDS), _validation),
     "fi_cachestore.quarantine/1": (
         frozenset({"schema_digest", "schema", "reason", "detail", "writer", "reader", "sample", "unix_ns"}),
         _quarantine,

@@ -49,7 +49,7 @@ class Reader(Protocol):
     def exists(self, path: str) -> bool:
         """Whether something has this name; not if that cannot be told. Costs a fourth of a ``read`` of what is not there."""
 
-    def names(self, directory: Path) -> Iterator[str]:
+    def names(self, directory: Path | str) -> Iterator[str]:
         """Yield the names in ``directory``; nothing if it cannot be listed."""
 
     def open(self, path: Path) -> OpenFile:
@@ -93,7 +93,7 @@ class OsFileSystem:
         """Ask for a name; see ``Reader.exists``."""
         return os.access(path, os.F_OK)
 
-    def names(self, directory: Path) -> Iterator[str]:
+    def names(self, directory: Path | str) -> Iterator[str]:
         """Yield the names in a directory; see ``Reader.names``."""
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
             for entry in entries:
@@ -193,8 +193,10 @@ def _read(path: Path | str, limit_bytes: int) -> bytes:
     try:
         if size_bytes > limit_bytes:
             raise DamagedError(MissReason.CORRUPT, f"{size_bytes} bytes, the limit is {limit_bytes}")
-        chunks = []
-        left = limit_bytes + 1  # the file may grow while it is read
+        chunks = [os.read(fd, min(size_bytes + 1, 1 << 16))]
+        if len(chunks[0]) == size_bytes:
+            return chunks[0]
+        left = limit_bytes + 1 - len(chunks[0])  # the file may grow while it is read
         while left > 0 and (chunk := os.read(fd, min(left, 1 << 16))):
             chunks.append(chunk)
             left -= len(chunk)

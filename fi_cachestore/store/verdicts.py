@@ -14,9 +14,18 @@ from pathlib import Path
 from typing import Final
 
 from fi_cachestore.errors import DamagedError, StoreIOError
-from fi_cachestore.keys.digest import is_digest
-from fi_cachestore.records.envelope import MAX_SEALED_BYTES, MissReason, seal, unseal
-from fi_cachestore.records.verdict import MAX_NUMBER, REFUSED, Override, Verdict, verdict_from
+from fi_cachestore.keys.digest import Digest, is_digest
+from fi_cachestore.records.envelope import MAX_SEALED_BYTES, MissReason, body_of, seal, unseal
+from fi_cachestore.records.verdict import (
+    MAX_NUMBER,
+    REFUSED,
+    VALIDATION,
+    Override,
+    Validation,
+    Verdict,
+    validated_by,
+    verdict_from,
+)
 from fi_cachestore.store.filesystem import OsFileSystem, Reader, Writer
 from fi_cachestore.store.publish import create_once
 
@@ -33,6 +42,7 @@ class VerdictFolder:
     def __init__(self, root: Path, *, durable: bool = True, reader: Reader | None = None, writer: Writer | None = None) -> None:
         """Use ``root/verdicts``; nothing needs to exist. Without a ``writer`` it is only read."""
         self.folder = root / VERDICTS_FOLDER
+        self._prefix = str(self.folder)
         self._durable = durable
         self._reader: Reader = OsFileSystem() if reader is None else reader
         self._writer = writer
@@ -43,7 +53,7 @@ class VerdictFolder:
 
     def stems(self, folder: str) -> frozenset[str]:
         """Return what one folder has files for: one listing, which proves nothing about their content."""
-        return frozenset(found[1] for name in self._reader.names(self.folder / folder) if (found := _FILE_NAME.fullmatch(name)))
+        return frozenset(found[1] for name in self._reader.names(f"{self._prefix}/{folder}") if (found := _FILE_NAME.fullmatch(name)))
 
     def get(self, folder: str, stem: str, damaged: list[DamagedError]) -> Verdict | None:
         """Return the verdict that counts under a name; what is wrong with files in its place is added to ``damaged``."""
@@ -55,6 +65,20 @@ class VerdictFolder:
             except DamagedError as damage:
                 damaged.append(damage)
         return None
+
+    def is_validated(self, schema: Digest, left_out: Digest, damaged: list[DamagedError]) -> bool:
+        """Whether a validation counts for a schema and left-out values; what is wrong with files in its place is added to ``damaged``.
+
+        Of a sound file only what makes its name is looked at.
+        """
+        stem = f"{VALIDATION}{left_out}"
+        try:
+            body = body_of(self._reader.read(self._path(schema, stem, 0), MAX_SEALED_BYTES))
+            if validated_by(body) == (schema, left_out):
+                return True
+        except (DamagedError, FileNotFoundError):
+            pass  # it is looked at again, and in full
+        return isinstance(self.get(schema, stem, damaged), Validation)
 
     def load(self, folder: str, stem: str, generation: int) -> Verdict:
         """Return the verdict in one file.
@@ -91,7 +115,7 @@ class VerdictFolder:
                 return self.load(verdict.folder, verdict.stem, generation)
             except (DamagedError, FileNotFoundError):
                 continue
-        raise StoreIOError(str(self._path(verdict.folder, verdict.stem, 0)), "publishing", "every name for it is taken by a bad file")
+        raise StoreIOError(self._path(verdict.folder, verdict.stem, 0), "publishing", "every name for it is taken by a bad file")
 
     def append(self, override: Override) -> Override:
         """Keep ``override`` under the next free number, and return it with that number.
@@ -121,11 +145,11 @@ class VerdictFolder:
     def _create(self, verdict: Verdict, generation: int, data: bytes) -> bool:
         path = self._path(verdict.folder, verdict.stem, generation)
         if self._writer is None:
-            raise StoreIOError(str(path), "publishing", "the root is read-only")
-        return create_once(self._writer, path, data, durable=self._durable)
+            raise StoreIOError(path, "publishing", "the root is read-only")
+        return create_once(self._writer, Path(path), data, durable=self._durable)
 
-    def _path(self, folder: str, stem: str, generation: int) -> Path:
-        return self.folder / folder / f"{stem}.{generation}.rec"
+    def _path(self, folder: str, stem: str, generation: int) -> str:
+        return f"{self._prefix}/{folder}/{stem}.{generation}.rec"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.schema import KeySchema, LeftOut, left_out_digest
 from fi_cachestore.records.observation import Observation, Sample, Side
 from fi_cachestore.records.record import Record
-from fi_cachestore.records.verdict import REFUSED, Override, Quarantine, Refusal, Validation, Verdict, Word
+from fi_cachestore.records.verdict import REFUSED, VALIDATION, Override, Quarantine, Refusal, Validation, Verdict, Word
 from fi_cachestore.store.verdicts import VerdictFolder, Verdicts
 from fi_cachestore.validation.evidence import Contradiction
 
@@ -25,7 +25,6 @@ logger: Final = logging.getLogger("fi_cachestore")
 MAX_VALIDATIONS: Final = 1024
 """Sets of left-out values per schema; where more are seen, something is left out that ought to be in the key."""
 _MAX_REMEMBERED: Final = 65536
-_VALIDATION: Final = "validation-"
 
 
 class Standing(StrEnum):
@@ -43,7 +42,7 @@ class _Known:
     word: Word | None = None
     banned_because: str = ""
     trusted_because: str = ""
-    stems: tuple[tuple[VerdictFolder, frozenset[str]], ...] = ()
+    stems: Sequence[tuple[VerdictFolder, frozenset[str]]] = ()
     standings: dict[Digest, Standing] = field(default_factory=dict)
 
 
@@ -88,11 +87,13 @@ class Ledger:
 
     def banned_because(self, schema: Digest) -> str:
         """Return why a schema is not served, whatever the left-out values; empty if it may be."""
-        with self._lock:
-            known = self._known(schema)
-            if known.word is Word.TRUSTED:
-                return ""
-            return known.banned_because or self._held.get(schema, "")
+        known = self._schemas.get(schema)
+        if known is None:
+            with self._lock:
+                known = self._known(schema)
+        if known.word is Word.TRUSTED:
+            return ""
+        return known.banned_because or self._held.get(schema, "")
 
     def trusted_because(self, schema: Digest) -> str:
         """Return whose word makes a schema served, whatever the left-out values; empty if it is nobody's."""
@@ -100,6 +101,13 @@ class Ledger:
             known = self._known(schema)
             is_banned = known.word is not Word.TRUSTED and (known.banned_because or schema in self._held)
             return "" if is_banned else known.trusted_because
+
+    def refuses_nothing(self) -> bool:
+        """Whether no record at all is refused: then none needs to be asked for."""
+        with self._lock:
+            if self._refusals is None:
+                self._refusals = self._listed_refusals()
+            return not self._refusals and not self._refused
 
     def is_refused(self, record: Record) -> bool:
         """Whether this very record, not another measurement of the same key, is never to be served."""
@@ -234,9 +242,11 @@ class Ledger:
             return Standing.QUARANTINED
         if known.trusted_because or left_out in self._agreed.get(schema, ()):
             return Standing.VALIDATED
-        stem = f"{_VALIDATION}{left_out}"
-        stored = (self._get(folder, schema, stem) for folder, stems in known.stems if stem in stems)
-        return Standing.VALIDATED if any(isinstance(found, Validation) for found in stored) else Standing.UNPROVEN
+        stem = f"{VALIDATION}{left_out}"
+        for folder, stems in known.stems:
+            if stem in stems and self._is_validated(folder, schema, left_out):
+                return Standing.VALIDATED
+        return Standing.UNPROVEN
 
     def _known(self, schema: Digest) -> _Known:
         known = self._schemas.get(schema)
@@ -247,7 +257,9 @@ class Ledger:
         return known
 
     def _read(self, schema: Digest) -> _Known:
-        found = _Known(stems=tuple((folder, folder.stems(schema)) for folder in self._verdicts or () if schema in self._names(folder)))
+        found = _Known(stems=[(folder, folder.stems(schema)) for folder in self._verdicts or () if schema in self._names(folder)])
+        if all(stem.startswith(VALIDATION) for _, stems in found.stems for stem in stems):
+            return found
         words = {folder: self._word(folder, schema, stems) for folder, stems in found.stems}
         own = None if self._verdicts is None else words.pop(self._verdicts.own, None)
         found.word = None if own is None else own.word
@@ -269,7 +281,7 @@ class Ledger:
         """Return why a folder's quarantine bans a schema. One that cannot be read bans too: somebody had a reason to write it."""
         damaged: list[DamagedError] = []
         found = folder.get(schema, "quarantine", damaged)
-        self._damaged.update(damage.reason for damage in damaged)
+        self._note_damaged(damaged)
         if isinstance(found, Quarantine):
             return f"{found.reason} ({found.detail})"
         return f"its quarantine cannot be read ({damaged[0].reason}: {damaged[0].detail})" if damaged else ""
@@ -277,13 +289,23 @@ class Ledger:
     def _word(self, folder: VerdictFolder, schema: Digest, stems: frozenset[str]) -> Override | None:
         damaged: list[DamagedError] = []
         found = folder.latest_override(schema, stems, damaged)
-        self._damaged.update(damage.reason for damage in damaged)
+        self._note_damaged(damaged)
         return found
+
+    def _is_validated(self, folder: VerdictFolder, schema: Digest, left_out: Digest) -> bool:
+        damaged: list[DamagedError] = []
+        found = folder.is_validated(schema, left_out, damaged)
+        self._note_damaged(damaged)
+        return found
+
+    def _note_damaged(self, damaged: Sequence[DamagedError]) -> None:
+        if damaged:
+            self._damaged.update(damage.reason for damage in damaged)
 
     def _get(self, folder: VerdictFolder, name: str, stem: str) -> Verdict | None:
         damaged: list[DamagedError] = []
         found = folder.get(name, stem, damaged)
-        self._damaged.update(damage.reason for damage in damaged)
+        self._note_damaged(damaged)
         return found
 
     def _names(self, folder: VerdictFolder) -> frozenset[str]:
@@ -301,7 +323,7 @@ class Ledger:
 
     def _has_room(self, schema: Digest) -> bool:
         own = next((stems for folder, stems in self._known(schema).stems if self._verdicts and folder is self._verdicts.own), frozenset())
-        stored = {stem.removeprefix(_VALIDATION) for stem in own if stem.startswith(_VALIDATION)}
+        stored = {stem.removeprefix(VALIDATION) for stem in own if stem.startswith(VALIDATION)}
         count = len(stored | self._agreed.get(schema, set()))
         if count >= MAX_VALIDATIONS:
             self._warn(

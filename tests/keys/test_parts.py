@@ -5,9 +5,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fi_cachestore.errors import NotCanonicalError
+from fi_cachestore.errors import NotCanonicalError, UnsupportedValueError
 from fi_cachestore.keys import model
 from fi_cachestore.keys.canonical import (
+    MAX_BYTES,
+    MAX_DEPTH,
     MAX_ITEMS,
     Named,
     decode,
@@ -15,7 +17,17 @@ from fi_cachestore.keys.canonical import (
     encode,
     encode_field,
 )
-from fi_cachestore.keys.fields import SHARED_BYTES, SHARED_COUNT, cut_fields, join_fields, shared, split_fields, split_tuple
+from fi_cachestore.keys.fields import (
+    SHARED_BYTES,
+    SHARED_COUNT,
+    cut_fields,
+    encode_each,
+    join_fields,
+    list_items,
+    shared,
+    split_fields,
+    split_tuple,
+)
 from fi_cachestore.keys.model import RunnerIdentity, TuneKey
 from fi_cachestore.testing.samples import sample_key
 
@@ -190,3 +202,55 @@ def test_other_fields_are_not_cut(cut):
     wrong = b"\x91\x00" if cut == "head" else CANONICAL.replace(b"policy", b"polity")
     with pytest.raises(NotCanonicalError):
         cut_fields("fi_cachestore.key/1", tuple(PARTS), wrong)
+
+
+# -- values one after the other ---------------------------------------------------------------------------------------------------
+
+
+def nested(depth):
+    return () if depth == 1 else (nested(depth - 1),)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *([*range(count)] for count in (0, 1, 13, 14, 15, 16, 255, MAX_ITEMS - 1, MAX_ITEMS, MAX_ITEMS + 1, 3 * MAX_ITEMS)),
+        [nested(MAX_DEPTH), nested(MAX_DEPTH - 1)],
+        ["x" * (MAX_BYTES // 2)] * 3,
+        [None, True, 1, 1.0, "a", b"a", (1,), [1], {"a": 1}, Named("kind", (1,))],
+    ],
+    ids=lambda values: str(len(values)),
+)
+def test_values_one_after_the_other_are_encoded_as_each_alone(values):
+    together = b"".join(map(encode, values))
+    assert encode_each(values) == encode_each(tuple(values)) == together
+    if len(values) <= MAX_ITEMS and len(together) < MAX_BYTES and values != [nested(MAX_DEPTH), nested(MAX_DEPTH - 1)]:
+        assert list_items(encode(values)) == (len(values), together)
+
+
+@pytest.mark.parametrize("values", [[1, object()], ["x" * (MAX_BYTES + 1)], [nested(MAX_DEPTH + 1)], [1, "\ud800"]], ids=lambda _: "")
+def test_what_is_no_value_among_others_is_named_as_it_is_alone(values):
+    with pytest.raises(UnsupportedValueError) as alone:
+        encode(values[-1])
+    with pytest.raises(UnsupportedValueError) as among:
+        encode_each(values)
+    assert str(among.value) == str(alone.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x91",
+        b"\x90",
+        b"\xdc",
+        b"\xdc\x00",
+        b"\xdc\x00\x01\x01",
+        b"\xdc\xff\xff\x01",
+        *map(encode, (None, 1, 145, "a", (1,), {"a": 1})),
+    ],
+    ids=repr,
+)
+def test_other_bytes_are_no_list(data):
+    with pytest.raises(NotCanonicalError):
+        list_items(data)

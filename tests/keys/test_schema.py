@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fi_cachestore.errors import NotCanonicalError, UnsupportedValueError
-from fi_cachestore.keys.canonical import Named, decode, encode
-from fi_cachestore.keys.digest import part_digest
-from fi_cachestore.keys.schema import KeySchema, is_left_out, left_out_digest, left_out_value
+from fi_cachestore.keys.canonical import Named, decode, encode, encode_field
+from fi_cachestore.keys.digest import left_out_digest_of, part_digest, schema_digest
+from fi_cachestore.keys.schema import KeySchema, is_left_out, left_out_digest, left_out_value, stored_digest
 from fi_cachestore.testing.samples import sample_schema
 
 SCHEMA = sample_schema()
@@ -45,6 +45,67 @@ def test_path_type_and_role_of_a_parameter_change_the_digest(part):
     first, *rest = SCHEMA.parameters
     changed = tuple("x" if at == part else text for at, text in enumerate(first))
     assert replace(SCHEMA, parameters=(changed, *rest)).digest != SCHEMA.digest
+
+
+SCHEMAS = st.builds(
+    KeySchema,
+    TEXT,
+    TEXT,
+    st.lists(st.tuples(TEXT, TEXT, TEXT), max_size=20).map(tuple),
+    st.sampled_from([part_digest(b"one"), part_digest(b"two")]),
+    st.dictionaries(TEXT, TEXT | st.sampled_from([True, 1, 1.0, 0.0, -0.0, None, (1,), (True,)]), max_size=3),
+)
+
+
+@given(SCHEMAS, st.lists(TEXT, min_size=2, max_size=2))
+def test_the_digest_is_that_of_all_parts_one_after_the_other(schema, ops):
+    for op in ops:  # what the second has in common with the first is remembered
+        named = replace(schema, op=op)
+        head = ["fi_cachestore.schema/1", op, schema.runner, schema.contract, schema.environment, len(schema.parameters)]
+        assert named.digest == schema_digest(b"".join(map(encode, [*head, *sorted(schema.parameters)])))
+
+
+def test_environments_that_are_equal_to_python_have_digests_of_their_own():
+    values = ["1", 1, True, 1.0, 0.0, -0.0, False, (1,), (True,), [1], None]
+    assert len({replace(SCHEMA, environment={"facet": value}).digest for value in values}) == len(values)
+
+
+@given(SCHEMAS, st.lists(TEXT, min_size=2, max_size=2))
+def test_a_stored_schema_with_sorted_parameters_shows_its_digest(schema, ops):
+    for op in ops:
+        named = replace(schema, op=op, parameters=tuple(sorted(schema.parameters)))
+        assert stored_digest(encode_field(named.to_value(), "schema")) == named.digest
+
+
+def test_a_stored_schema_that_hides_its_digest_shows_no_other():
+    named = replace(SCHEMA, op="\u00e6runner and more")  # the bytes before the next field stand in this text
+    assert stored_digest(encode(named.to_value())) != named.digest
+    turned = replace(SCHEMA, parameters=SCHEMA.parameters[::-1])
+    assert stored_digest(encode(turned.to_value())) != turned.digest
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_stored_schema_with_another_field_has_another_digest(name):
+    assert stored_digest(encode(replace(SCHEMA, **{name: CHANGES[name]}).to_value())) != stored_digest(encode(SCHEMA.to_value()))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        encode(None),
+        encode({}),
+        encode(Named("fi_cachestore.schema/1", {})),
+        encode(Named("fi_cachestore.schema/1", {"op": "a", "runner": "b"})),
+        encode(Named("fi_cachestore.schema/1", SCHEMA.to_value().content | {"parameters": ()})),
+        encode(Named("fi_cachestore.schema/1", SCHEMA.to_value().content | {"parameters": 1})),
+        encode(Named("fi_cachestore.schemas/1", SCHEMA.to_value().content)),
+    ],
+    ids=repr,
+)
+def test_other_bytes_are_no_stored_schema(data):
+    with pytest.raises(NotCanonicalError):
+        stored_digest(data)
 
 
 def test_the_order_of_parameters_does_not():
@@ -123,8 +184,16 @@ def test_one_changed_value_role_or_path_changes_the_digest(values, data):
 
 
 def test_types_of_left_out_values_are_told_apart():
-    values = [True, 1, 1.0, "1", b"1", (1,), None, Named("dtype", "torch.bfloat16")]
-    assert len({left_out_value("placement", value) for value in values}) == len(values)
+    values = [True, 1, 1.0, "1", b"1", (1,), (True,), None, 0, False, 0.0, -0.0, "", Named("dtype", "torch.bfloat16")]
+    for _ in range(2):
+        assert len({left_out_value("placement", value) for value in values}) == len(values)
+    assert left_out_value("placement", 1) == left_out_digest_of(encode(("placement", 1)))
+
+
+@given(LEFT_OUT)
+def test_the_digest_of_left_out_values_is_that_of_their_rows_one_after_the_other(values):
+    rows = digests(values)
+    assert left_out_digest(rows) == left_out_digest_of(b"".join(encode((path, rows[path])) for path in sorted(rows)))
 
 
 def test_a_value_without_canonical_form_has_no_digest():

@@ -13,6 +13,7 @@ from fi_cachestore.keys.schema import left_out_digest
 from fi_cachestore.records.envelope import MAX_SEALED_BYTES, seal
 from fi_cachestore.records.observation import Side
 from fi_cachestore.records.verdict import Override, Quarantine, Validation, Word
+from fi_cachestore.store import verdicts as verdicts_module
 from fi_cachestore.store.filesystem import OsFileSystem
 from fi_cachestore.store.fsck import LEFTOVER, STRAY, verify
 from fi_cachestore.store.roots import open_read_only, open_root
@@ -201,11 +202,11 @@ class CountingReader(OsFileSystem):
         self.operations = []
 
     def read(self, path, limit_bytes):
-        self.operations.append(("read", path.name))
+        self.operations.append(("read", Path(path).name))
         return super().read(path, limit_bytes)
 
     def names(self, directory):
-        self.operations.append(("list", directory.name))
+        self.operations.append(("list", Path(directory).name))
         return super().names(directory)
 
 
@@ -225,6 +226,31 @@ def test_asking_again_reads_nothing(root):
         standing(ledger, rank, OTHER_SCHEMA)
         ledger.is_refused(RECORD)
     assert reader.operations == once
+
+
+def test_a_validated_schema_costs_one_listing_and_one_file_and_nothing_is_decoded(root, monkeypatch):
+    schemas = [sample_schema(number) for number in range(1, 6)]
+    for schema in schemas:
+        promote(open_ledger(root), schema=schema)
+    reader = CountingReader()
+    ledger = Ledger(open_root(root, durable=False, reader=reader).verdicts)
+    monkeypatch.setattr(verdicts_module, "verdict_from", None)
+    for schema in schemas:
+        assert not ledger.banned_because(schema.digest)
+        assert standing(ledger, 0, schema) is VALIDATED
+    assert ledger.refuses_nothing()
+    each = [(("list", schema.digest), ("read", f"validation-{digest_of(0)}.0.rec")) for schema in schemas]
+    assert reader.operations == [("list", "verdicts"), *(operation for pair in each for operation in pair)]
+
+
+def test_nothing_is_refused_until_something_is(ledger, root):
+    assert ledger.refuses_nothing()
+    ledger.refuse(RECORD, "it kills", NOW_NS)
+    assert not ledger.refuses_nothing()
+    assert not open_ledger(root).refuses_nothing()
+    in_memory = Ledger(None)
+    in_memory.refuse(RECORD, "it kills", NOW_NS)
+    assert not in_memory.refuses_nothing()
 
 
 def test_without_a_store_everything_holds_in_memory():
@@ -417,6 +443,70 @@ def test_a_damaged_validation_counts_as_absent_and_its_place_is_passed_over(root
     assert standing(open_ledger(root)) is VALIDATED
     quarantine(ledger)
     assert standing(open_ledger(root)) is QUARANTINED
+
+
+def altered(verdict, **changes):
+    value = verdict.to_value()
+    return seal(Named(value.kind, value.content | changes))
+
+
+MISPLACED = {
+    "another schema": lambda: seal(sample_validation(schema=OTHER_SCHEMA).to_value()),
+    "other left-out values": lambda: seal(sample_validation(rank=7).to_value()),
+    "a changed schema": lambda: altered(sample_validation(), schema=replace(SCHEMA, op="another").to_value()),
+    "a schema with another parameter": lambda: altered(
+        sample_validation(), schema=replace(SCHEMA, parameters=(*SCHEMA.parameters, ("zero", "int", "semantic"))).to_value()
+    ),
+    "another environment": lambda: altered(sample_validation(), schema=replace(SCHEMA, environment={"device": "cpu"}).to_value()),
+    "changed left-out values": lambda: altered(sample_validation(), left_out=left_out(7)),
+}
+
+
+@pytest.mark.parametrize("name", MISPLACED)
+def test_a_validation_of_something_else_validates_nothing_where_it_lies(root, name):
+    folder = root / "verdicts" / SCHEMA.digest
+    folder.mkdir(parents=True)
+    (folder / f"validation-{digest_of(0)}.0.rec").write_bytes(MISPLACED[name]())
+    ledger = open_ledger(root)
+    assert standing(ledger) is UNPROVEN
+    assert ledger.damaged() == {"foreign": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("fi_cachestore.quarantine/1", {}),
+        ("fi_cachestore.validation/2", {}),
+        ("fi_cachestore.validation/1", {"more": 1}),
+        ("fi_cachestore.validation/1", {"left_out": {"tp_rank": 1}}),
+        ("fi_cachestore.validation/1", {"left_out": (1, 2)}),
+        ("fi_cachestore.validation/1", {"schema": None}),
+    ],
+)
+def test_a_sealed_body_that_is_no_validation_validates_nothing(root, kind, changes):
+    folder = root / "verdicts" / SCHEMA.digest
+    folder.mkdir(parents=True)
+    content = sample_validation().to_value().content | changes
+    (folder / f"validation-{digest_of(0)}.0.rec").write_bytes(seal(Named(kind, content)))
+    ledger = open_ledger(root)
+    assert standing(ledger) is UNPROVEN
+    assert ledger.damaged() == {"corrupt": 1}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        replace(SCHEMA, parameters=SCHEMA.parameters[::-1]),
+        replace(SCHEMA, op="\u00e6runner and more"),
+        replace(SCHEMA, environment={"a": 1}),
+    ],
+    ids=["unsorted parameters", "a field's name in a value", "an environment of other types"],
+)
+def test_a_validation_that_its_bytes_do_not_show_is_read_in_full(root, schema):
+    promote(open_ledger(root), schema=schema)
+    ledger = open_ledger(root)
+    assert [standing(ledger, rank, schema) for rank in (0, 1, 2)] == [VALIDATED, VALIDATED, UNPROVEN]
+    assert not ledger.damaged()
 
 
 @pytest.mark.parametrize("name", DAMAGE)
