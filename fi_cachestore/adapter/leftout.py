@@ -27,6 +27,7 @@ _LONGEST_CHARS: Final = 4096
 _DEEPEST: Final = 8
 _IN_THE_KEY: Final = frozenset({Role.SEMANTIC, Role.ROUNDING})
 _CODE: Final = (FunctionType, BuiltinFunctionType, property, classmethod, staticmethod, functools.cached_property)
+_NAME_OF: Final = {role: role.value for role in Role}
 ABSENT: Final = Named("absent", None)
 """The value of an attribute that the runner's methods will make and that is not there yet."""
 
@@ -50,7 +51,7 @@ class Parameter:
 
         What is left out has no type there, since a memo that is filled has another one: its type counts with its value.
         """
-        return (self.path, "" if self.is_left_out else type_name(self.cls), self.role.value)
+        return (self.path, type_name(self.cls) if self.role in _IN_THE_KEY else "", _NAME_OF[self.role])
 
 
 def parameter(path: str, role: Role | None, item: object) -> Parameter:
@@ -128,7 +129,7 @@ def left_out(parameters: Iterable[Parameter]) -> LeftOut:
         path = found.path
         while path in digests:
             path += "'"
-        digests[path] = left_out_value(found.role.value, found.value)
+        digests[path] = left_out_value(_NAME_OF[found.role], found.value)
     return digests
 
 

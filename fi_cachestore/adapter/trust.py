@@ -126,8 +126,11 @@ def stays_in_memory(state: AdapterState, view: RunnerView) -> str:
 
 def banned_because(state: AdapterState, view: RunnerView) -> str:
     """Return why any session's ledger bans the schema of a view's keys, empty if none does."""
-    ledgers = (attached.session.belief.ledger for attached in state.attached)
-    return next((why for ledger in ledgers if ledger is not None and (why := ledger.banned_because(view.schema.digest))), "")
+    for attached in state.attached:
+        ledger = attached.session.belief.ledger
+        if ledger is not None and (why := ledger.banned_because(view.schema.digest)):
+            return why
+    return ""
 
 
 def is_doubted(state: AdapterState, session: Session, view: RunnerView, record: Record) -> bool:
@@ -154,11 +157,14 @@ def examine(tuner: CacheStoreTuner, session: Session, view: RunnerView, rows: Se
     ledger = session.belief.ledger
     if ledger is None:
         return Course.RECORDS
-    groups = _unproven(tuner, session, view, rows)
-    if groups and cuda.is_capturing():
-        return Course.DEFAULT
-    doubted = [group for values, group in groups.items() if _doubt(tuner, session, ledger, view, values, group)]
-    _refuse(session, (record for group in groups.values() for _, record in group if ledger.is_refused(record)))  # as has just turned out
+    groups, doubted = _unproven(tuner, session, ledger, view, rows), []
+    if groups:
+        if cuda.is_capturing():
+            return Course.DEFAULT
+        doubted = [group for values, group in groups.items() if _doubt(tuner, session, ledger, view, values, group)]
+        _refuse(
+            session, (record for group in groups.values() for _, record in group if ledger.is_refused(record))
+        )  # as has just turned out
     if why := ledger.banned_because(view.schema.digest):
         session.belief.note_quarantined(view.schema.digest, why)
         _refuse(session, (record for _, record in rows))
@@ -169,10 +175,19 @@ def examine(tuner: CacheStoreTuner, session: Session, view: RunnerView, rows: Se
     return Course.RECORDS
 
 
-def _unproven(tuner: CacheStoreTuner, session: Session, view: RunnerView, rows: Sequence[Row]) -> dict[Digest, list[Row]]:
+def _unproven(tuner: CacheStoreTuner, session: Session, ledger: Ledger, view: RunnerView, rows: Sequence[Row]) -> dict[Digest, list[Row]]:
     """Return what is to be verified, by the left-out values of writer and reader; refuse what is not served to anybody."""
     groups: dict[Digest, list[Row]] = {}
+    refuses_nothing, alike, is_validated = ledger.refuses_nothing(), None, False
     for profile, record in rows:
+        theirs = record.evidence.left_out
+        if theirs is not alike:  # asked once for all that were measured with the same values
+            is_known = alike is not None and theirs == alike
+            alike = theirs
+            if not is_known:
+                is_validated = ledger.standing(view.schema.digest, _values(view, record)) is Standing.VALIDATED and refuses_nothing
+        if is_validated:
+            continue
         match why_not(tuner.state, session, view, record):
             case MissReason.UNPROVEN if record.usable:
                 groups.setdefault(_values(view, record), []).append((profile, record))

@@ -2,14 +2,19 @@
 
 import functools
 import os
+from collections import Counter
 
 import pytest
 from flashinfer.autotuner import AutoTuner
 
+import fi_cachestore
 from fi_cachestore.adapter import attach as attach_module
+from fi_cachestore.store import verdicts as verdicts_module
+from fi_cachestore.store.filesystem import OsFileSystem
 from fi_cachestore.store.open import open_store
 from tests.adapter.believing import believe, verdicts
 from tests.adapter.doubtful import (
+    COUNTS,
     RIGHT,
     SPOILT,
     WRONG,
@@ -26,7 +31,7 @@ from tests.adapter.doubtful import (
     tune,
 )
 from tests.adapter.processes import fresh
-from tests.adapter.runners import BUCKETS
+from tests.adapter.runners import BUCKETS, timed
 from tests.adapter.test_sizes import with_contract
 
 OWN = {True: 13, False: 3}
@@ -144,6 +149,44 @@ def test_a_sample_is_tried_once_and_a_validated_store_costs_nothing_at_start(tmp
     assert third.report.verified_count == third.report.listing_count == third.report.run_count == 0
     served = fresh(replay, tmp_path, SeedRunner(True))
     assert (served.tactic, served.counts) == (13, {"listings": 0, "runs": 0})
+
+
+OPS = ("one", "two", "three")
+
+
+def note_verdicts_read(operations):
+    """Note what is listed, read and decoded of verdicts."""
+    listed, read, decoded = OsFileSystem.names, OsFileSystem.read, verdicts_module.verdict_from
+
+    def noting(what, call):
+        def noted(files, path, *rest):
+            if "/verdicts" in str(path):
+                operations.append(what)
+            return call(files, path, *rest)
+
+        return noted
+
+    OsFileSystem.names, OsFileSystem.read = noting("list", listed), noting("read", read)
+    verdicts_module.verdict_from = lambda value: operations.append("decode") or decoded(value)
+
+
+def start_of_three_ops(root):
+    """Tune three ops, and return what was done to the verdicts, and what was tried."""
+    operations = []
+    note_verdicts_read(operations)
+    COUNTS.update(listings=0, runs=0)
+    with timed() as measured, fi_cachestore.autotune(root=root) as session:
+        tactics = [ask(SeedRunner(True), op=op) for op in OPS]
+    return tactics, len(measured), session.report().hit_count, session.report().verified_count, Counter(operations)
+
+
+def test_a_start_on_a_validated_store_lists_and_reads_each_schema_once_and_decodes_no_verdict(tmp_path):
+    count = len(OPS) * len(BUCKETS)
+    assert fresh(start_of_three_ops, tmp_path)[:4] == ([13] * 3, 4 * count, 0, 0)
+    assert fresh(start_of_three_ops, tmp_path)[:4] == ([13] * 3, 0, count, 2 * len(OPS))
+    found = fresh(start_of_three_ops, tmp_path)
+    assert found[:4] == ([13] * 3, 0, count, 0)
+    assert found[4] == {"list": 1 + len(OPS), "read": len(OPS)}, "the folder, and for each schema its own and one validation"
 
 
 def test_replay_verifies_nothing_and_writes_nothing(tmp_path):
