@@ -81,9 +81,11 @@ def working() -> dict[str, Callable[[], Any]]:
 
 def tune(root: str) -> dict[str, Any]:
     """Measure, or verify what another process has measured."""
+    from flashinfer.autotune_cache import MeasurementPolicy
+
     import fi_cachestore
 
-    with fi_cachestore.autotune(root=root) as session:
+    with fi_cachestore.autotune(root=root, policy=MeasurementPolicy(execution_mode="eager")) as session:
         made = working()
     report = session.report()
     return {"calls": sorted(made), "tuned_count": report.tuned_count, "verified_count": report.verified_count}
@@ -147,10 +149,13 @@ def spawn(task: str, root: str) -> dict[str, Any]:
     return found
 
 
-def is_right(served: dict[str, Any], tuned: dict[str, Any]) -> bool:
-    """Whether every call was looked up inside the capture and remembered there, and gave what it must."""
+def is_right(first: dict[str, Any], second: dict[str, Any], served: dict[str, Any], tuned: dict[str, Any]) -> bool:
+    """Whether records were measured and verified, and every call was looked up in the capture, remembered there, and gave what it must."""
     return (
         bool(served)
+        and first["tuned_count"] > 0
+        and second["tuned_count"] == 0
+        and second["verified_count"] > 0
         and all(
             row["remembered_inside_the_capture"] == 1
             and not row["misses"]
@@ -174,7 +179,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as empty:
         first, second = spawn("tune", root), spawn("tune", root)
         served, inside = spawn("serve", root), spawn("tune_inside", empty)
-    right = is_right(served, inside)
+    right = is_right(first, second, served, inside)
     found = {"machine": machine(), "tuning": first, "verifying": second, "serving": served, "tuning_inside": inside, "is_right": right}
     document = json.dumps(found, indent=2)
     sys.stdout.write(document + "\n")

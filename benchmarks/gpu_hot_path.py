@@ -5,7 +5,8 @@ Usage: python benchmarks/gpu_hot_path.py [FILE]      (under three minutes on an 
 Prints one JSON document, and writes it to FILE. Both sides are timed by turns in one process, whose speed differs from that of the
 next one by more than they do: a sample is the time of a run of calls on the host, with one synchronisation at its end. Each of
 five processes is a pair: the medians of its samples of either side, and their ratio. FlashInfer has its winners in memory; ours come from
-records that another process measured and this one verified. The matrices are small, so that the host is what takes the time.
+records that another process measured and this one verified; both were measured under the eager policy. What was chosen is printed too. The
+matrices are small, so that the host is what takes the time.
 """
 
 from __future__ import annotations
@@ -54,13 +55,17 @@ def calls() -> dict[str, Callable[[], Any]]:
 def measure(root: str) -> dict[str, Any]:
     """Return the microseconds per call of every call that works here, by side, and how many calls our memory answered."""
     import torch
-    from flashinfer.autotuner import AutoTuner, autotune
+    from flashinfer.autotune_cache import MeasurementPolicy, autotune_v2
+    from flashinfer.autotuner import AutoTuner
 
     import fi_cachestore
 
     found: dict[str, Any] = {}
-    made = calls()
-    for tuning in (autotune(tune_mode=True), fi_cachestore.autotune(root=root)):
+    made, policy = calls(), MeasurementPolicy(execution_mode="eager")
+    for tuning in (
+        autotune_v2(cache_root=f"{root}/v2", measurement_policy=policy),
+        fi_cachestore.autotune(root=f"{root}/ours", policy=policy),
+    ):
         with tuning:
             for name, call in list(made.items()):
                 try:
@@ -75,12 +80,30 @@ def measure(root: str) -> dict[str, Any]:
         if side == "ours":
             fi_cachestore.attach(root=root)
         for name, call in made.items():
+            found[f"{name}, chosen, {side}"] = chosen(call)
             samples[name][side].append(sample(call))
         if side == "ours":
             found["remembered_count"] = len(AutoTuner.get().state.memo)  # type: ignore[attr-defined]
             fi_cachestore.detach()
     torch.cuda.synchronize()
     return found | {name: {f"{side}_us": round(statistics.median(us), 3) for side, us in sides.items()} for name, sides in samples.items()}
+
+
+def chosen(call: Callable[[], Any]) -> str:
+    """Return which runner and tactic a call gets."""
+    from flashinfer.autotuner import AutoTuner
+
+    tuner_class, answers = type(AutoTuner.get()), []
+    plain = tuner_class.choose_one
+
+    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answers.append(plain(self, *args, **kwargs))
+        return answers[-1]
+
+    tuner_class.choose_one = noting  # type: ignore[method-assign]
+    call()
+    tuner_class.choose_one = plain  # type: ignore[method-assign]
+    return ", ".join(f"{type(runner).__name__} {tactic}" for runner, tactic in answers)
 
 
 def sample(call: Callable[[], Any]) -> float:

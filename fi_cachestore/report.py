@@ -15,7 +15,8 @@ class Report:
     """The counts of one session so far. Counts are profiles of one runner, except where they say otherwise.
 
     ``hit_count`` found, ``tuned_count`` measured here, ``waited_count`` measured by another process meanwhile, ``failed_count`` measured
-    here without one working tactic, ``out_of_memory_count`` given up, ``unshared_count`` measured here and kept in memory only.
+    here without one working tactic, ``out_of_memory_count`` given up, ``unmeasured_count`` too, as nothing can be measured here,
+    ``unshared_count`` measured here and kept in memory only.
     ``renewed_count`` were measured again (mode ``refresh``), with a result so much better that the stored one gave way.
     ``ephemeral`` has calls by reason, ``misses`` look-ups by reason, ``refused_count`` tactics that a runner or blocklist refused.
     ``beyond`` has, by op, calls whose size is far beyond the largest bucket: different ones, however often they were made.
@@ -37,6 +38,7 @@ class Report:
     waited_count: int = 0
     failed_count: int = 0
     out_of_memory_count: int = 0
+    unmeasured_count: int = 0
     unshared_count: int = 0
     renewed_count: int = 0
     refused_count: int = 0

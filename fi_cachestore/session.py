@@ -206,10 +206,10 @@ class Session:
     def _store_refused(self, error: CacheStoreError) -> None:
         self.warn_once(type(error).__name__, "%s; results of this session that cannot be stored stay in memory", error)
 
-    def give_up(self, mine: Mine, key: TuneKey, *, out_of_memory: bool) -> None:
+    def give_up(self, mine: Mine, key: TuneKey, *, counted_as: str) -> None:
         """End work that has no result to keep: it is not tried again in this session, and the claim is free."""
         self._spent.add(key.digest)
-        self.recorder.add("out_of_memory_count" if out_of_memory else "unshared_count")
+        self.recorder.add(counted_as)
         self.abandon(mine)
 
     def abandon(self, mine: Mine) -> None:

@@ -202,7 +202,7 @@ def test_a_claim_taken_while_waiting_is_freed_if_it_is_not_used(world):
 
 def test_what_ran_out_of_memory_is_not_tried_again_in_the_session_and_publishes_nothing(world):
     session = world.session()
-    session.give_up(session.begin(sample_key(1)), sample_key(1), out_of_memory=True)
+    session.give_up(session.begin(sample_key(1)), sample_key(1), counted_as="out_of_memory_count")
     assert session.begin(sample_key(1)) == Spent()
     assert session.report().out_of_memory_count == 1
     assert len(world.store) == 0

@@ -28,6 +28,15 @@ def synchronize(items: Sequence[Any]) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
+def is_sound(items: Sequence[Any]) -> bool:
+    """Whether the device of the tensors among ``items`` still works: after some errors nothing does until the process ends."""
+    try:
+        synchronize(items)
+    except Exception:  # noqa: BLE001 - whatever it says, it says no
+        return False
+    return True
+
+
 def is_capturing() -> bool:
     """Whether this thread's stream is being captured into a graph: nothing may be tried out then."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -245,7 +245,13 @@ def harvest(tuner: CacheStoreTuner, frame: Frame) -> None:
     step, session = trial.step, frame.session
     step.is_done = True
     if trial.is_out_of_memory:
-        session.give_up(trial.mine, step.key, out_of_memory=True)
+        session.give_up(trial.mine, step.key, counted_as="out_of_memory_count")
+        return
+    if trial.is_all_failed() and not (trial.has_met_runner and cuda.is_sound(frame.view.call.inputs)):
+        session.warn_once(
+            "unmeasured", "%s: measuring fails here (%s), not the tactics; nothing is stored", step.key.op, trial.tried[-1][3]
+        )
+        session.give_up(trial.mine, step.key, counted_as="unmeasured_count")
         return
     provenance = _provenance(tuner, frame, trial)
     evidence = trust.evidence_of(tuner.state.trust, frame.view)
@@ -296,8 +302,20 @@ def _timed_once(frame: Frame, trial: Trial, measure: Callable[[Any], float], tac
         time_ms = measure(tactic)
     except Exception as error:
         trial.is_out_of_memory |= isinstance(error, cuda.OUT_OF_MEMORY)
+        trial.has_met_runner |= _comes_from(error, frame.runner)
         trial.note(tactic, None, type(error).__name__)
         cuda.clear_error()
         raise
+    trial.has_met_runner = True
     trial.note(tactic, time_ms, None)
     return time_ms
+
+
+def _comes_from(error: Exception, runner: TunableRunner) -> bool:
+    """Whether a runner's code was under way when an error was raised. What a kernel does later is met by whoever waits for it."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_locals.get("self") is runner:
+            return True
+        trace = trace.tb_next
+    return False

@@ -42,7 +42,10 @@ class Step:
 
 @dataclass(slots=True)
 class Trial:
-    """The measurement of one step that is under way: times as they come in, and the runner's own list."""
+    """The measurement of one step that is under way: times as they come in, and the runner's own list.
+
+    ``has_met_runner``: at least one attempt got as far as the runner's code. Where none did, it is measuring that fails, not the tactics.
+    """
 
     step: Step
     mine: Mine
@@ -51,12 +54,17 @@ class Trial:
     tried: list[tuple[Any, Value, int | None, str | None]] = field(default_factory=list)
     is_default_raced: bool = False
     is_out_of_memory: bool = False
+    has_met_runner: bool = False
 
     def note(self, tactic: Any, time_ms: float | None, failure: str | None) -> None:
         """Keep the time of a tactic, or why it has none."""
         is_time = time_ms is not None and 0 <= time_ms < float("inf")
         time_ns = round(time_ms * 1e6) if is_time and time_ms is not None else None
         self.tried.append((tactic, tactic_value(tactic, len(self.tried)), time_ns, None if is_time else failure or "NotATime"))
+
+    def is_all_failed(self) -> bool:
+        """Whether tactics were tried and none has a time."""
+        return bool(self.tried) and all(time_ns is None for _, _, time_ns, _ in self.tried)
 
     def default(self) -> tuple[int | None, str | None] | None:
         """Return time and failure of tactic -1, ``None`` if it was not tried."""

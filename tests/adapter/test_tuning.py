@@ -18,6 +18,7 @@ from flashinfer.autotuner import AutoTuner, ConstraintSpec, TuningConfig
 
 import fi_cachestore
 from fi_cachestore.adapter import attach as attach_module
+from fi_cachestore.adapter import cuda
 from fi_cachestore.adapter.frames import OwnObjects
 from fi_cachestore.adapter.tactics import find_in, is_default, tactic_value
 from fi_cachestore.coordination.files import FileCoordinator
@@ -410,6 +411,39 @@ def test_a_profile_whose_tactics_all_fail_is_recorded_and_not_tried_again(tmp_pa
     assert [record.usable for record in records(tmp_path) if record.key.profile[0]["bucket"] == 64] == [()]
     measured, tactic, _ = fresh(tune_failing, tmp_path, errors, (64,))
     assert (measured, tactic) == ([], -1)
+
+
+def tune_without_a_timer(root, *, is_dead):
+    """Tune where measuring fails before the runner is run, or on a device on which nothing works any more; then where it works."""
+
+    def broken(*_, **__):
+        raise RuntimeError("the delay kernel cannot be built")
+
+    waits = []
+
+    def dying(_):
+        waits.append(1)
+        if len(waits) > 1:  # the first is before anything runs
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    errors = {tactic: RuntimeError("no") for tactic in (-1, 0, 1, 2)} if is_dead else {}
+    with fi_cachestore.autotune(root=root) as session, timed(), pytest.MonkeyPatch.context() as patch:
+        if is_dead:
+            patch.setattr(cuda, "synchronize", dying)
+        else:
+            patch.setattr(AutoTuner, "_profile_single_kernel", broken)
+        _, tactic = choose("failing", [FailingRunner(errors)], [matrix(70)])
+    return tactic, session.report()
+
+
+@pytest.mark.parametrize("is_dead", [False, True], ids=["no timer", "dead device"])
+def test_where_measuring_itself_fails_nothing_is_stored_and_the_next_start_measures(tmp_path, is_dead):
+    tactic, report = fresh(tune_without_a_timer, tmp_path, is_dead=is_dead)
+    assert tactic == -1
+    assert (report.unmeasured_count, report.failed_count, report.tuned_count) == (3, 0, 0)
+    assert records(tmp_path) == []
+    _, tactic, report = fresh(tune_failing, tmp_path, {})
+    assert (tactic, report.tuned_count) == (2, 3)
 
 
 OUT_OF_MEMORY = [MemoryError("full"), torch.cuda.OutOfMemoryError("full")]
