@@ -1,23 +1,27 @@
 """What a look-up costs while serving, beside FlashInfer's own with its winners in memory; and what it leaves in memory.
 
 Usage: python benchmarks/bench_lookup.py [--out FILE] [--calls N] [--growth-calls N]      (about a minute)
+       python benchmarks/bench_lookup.py --growth-only --growth-calls 1000000             (two minutes; prints memory at every tenth)
 
 Both sides answer the same calls in one process, by turns, a few calls each; figures are medians. FlashInfer's side is a tuner of its own
-that has what FlashInfer tuned. Tactics are not executed: a stand-in for kernel timing says which one wins.
+that has what FlashInfer tuned. Tactics are not executed: a stand-in for kernel timing says which one wins. What calls leave behind is
+counted in resident memory, after garbage was collected and the C library's allocator gave back what it does not use, and beside it in
+blocks of Python's allocator and in objects that its garbage collector knows.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import logging
 import statistics
 import sys
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -32,10 +36,12 @@ import fi_cachestore
 from fi_cachestore.testing.cpu_timing import cpu_timing
 
 sys.path.insert(0, str(Path(__file__).parent))
+from process_memory import memory
 from rows import Row, print_table, save
 
 RUNNER_COUNTS, INPUT_COUNTS = (1, 2, 4), (6, 9, 12)
 BURST = 5
+STRETCHES = 10
 TARGET, FIRST_TARGET, MISS_TARGET = "<= 0.75 x", "<= 1 x", "<= 0.5 x"
 PEER = "FlashInfer v1 in memory"
 
@@ -241,47 +247,66 @@ def factories_of_flashinfer(sides: Sides, calls: int) -> list[Row]:
     return found
 
 
-def growth(sides: Sides, calls: int) -> Row:
-    """What calls with new classes, closures, runners and configs leave in memory."""
+@dataclass(frozen=True)
+class InUse:
+    """What the process has in use, once garbage is collected and free memory is given back."""
+
+    resident_kib: int
+    block_count: int
+    object_count: int
+
+    @staticmethod
+    def now() -> InUse:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        return InUse(memory("Rss"), sys.getallocatedblocks(), len(gc.get_objects()))
+
+    def __str__(self) -> str:
+        return f"{self.resident_kib:,} KiB resident, {self.block_count:,} blocks, {self.object_count:,} objects"
+
+
+def growth(sides: Sides, calls: int) -> tuple[Row, list[InUse]]:
+    """Measure what calls with new classes, closures, runners and configs leave in memory, at every tenth of them."""
     call, op = inputs(6), "growth"
     tuned = [made_anew(2)]
     sides.tune(op, tuned, tuned[0], config(), call)
     fi_cachestore.attach(root=sides.root)
 
-    def run(count: int) -> None:
+    def run(count: int) -> InUse:
         for _ in range(count):
             sides.ours.choose_one(op, [made_anew(2)], config(), call)
+        return InUse.now()
 
-    run(3000)
-    gc.collect()
-    tracemalloc.start()
-    run(1000)
-    gc.collect()
-    before = tracemalloc.get_traced_memory()[0]
-    run(calls)
-    gc.collect()
-    after = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
+    found = [run(4000), *(run(calls // STRETCHES) for _ in range(STRETCHES))]
     fi_cachestore.detach()
-    return Row(f"memory after {calls:,} calls with new classes, closures and configs", (after - before) / 1024, None, "", "KiB", "<= 1024")
+    before, after = found[0], found[-1]
+    blocks, objects = after.block_count - before.block_count, after.object_count - before.object_count
+    note = f"resident memory; {blocks:+,} blocks of Python's allocator, {objects:+,} objects"
+    question = f"memory after {calls // STRETCHES * STRETCHES:,} calls with new classes, closures and configs"
+    return Row(question, after.resident_kib - before.resident_kib, None, "", "KiB", "<= 1024", note=note), found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the rows to this file")
     parser.add_argument("--calls", type=int, default=4000, help="timed calls per side and row")
-    parser.add_argument("--growth-calls", type=int, default=20_000, help="calls after which memory is compared")
+    parser.add_argument("--growth-calls", type=int, default=100_000, help="calls after which memory is compared")
+    parser.add_argument("--growth-only", action="store_true", help="nothing but the row about memory, and what every tenth of it found")
     arguments = parser.parse_args()
     logging.getLogger("flashinfer.jit").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as root:
         sides = Sides(root)
-        found = [
-            *hits(sides, arguments.calls),
-            *misses(sides, arguments.calls),
-            classes_made_anew(sides, arguments.calls // 4),
-            *factories_of_flashinfer(sides, arguments.calls // 4),
-            growth(sides, arguments.growth_calls),
-        ]
+        found = []
+        if not arguments.growth_only:
+            found += hits(sides, arguments.calls)
+            found += misses(sides, arguments.calls)
+            found.append(classes_made_anew(sides, arguments.calls // 4))
+            found += factories_of_flashinfer(sides, arguments.calls // 4)
+        grown, samples = growth(sides, arguments.growth_calls)
+        found.append(grown)
+    if arguments.growth_only:
+        for number, sample in enumerate(samples):
+            print(f"{arguments.growth_calls // STRETCHES * number:>9,} calls: {sample}")
     print_table(found)
     if arguments.out is not None:
         save(found, arguments.out)

@@ -15,6 +15,7 @@ from typing import Any
 
 from flashinfer.autotune_cache import ManagedAutotuneCache, _hydrate_from_store
 from flashinfer.autotuner import AutoTuner
+from process_memory import memory
 from store_peers import MANIFEST, OPENERS, POLICY, fields
 from store_records import Records
 
@@ -88,12 +89,6 @@ def per_call(call: Callable[[Any], object], arguments: list[Any]) -> float:
 
 def missing(name: str) -> None:
     raise SystemExit(f"not found: {name}")
-
-
-def memory(name: str) -> int:
-    """Return a line of this process's memory, in KiB; ``Pss`` counts shared pages in parts."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def rank_memory(side: str, place: str, count: str, rank_count: str) -> dict[str, float]:

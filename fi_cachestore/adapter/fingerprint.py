@@ -4,8 +4,7 @@ It has the op, the runners' classes and attributes, the inputs, the keyword argu
 for the calling thread. Nothing is rounded off: what has no reading has no fingerprint, and such a call is described at length.
 
 Most calls are *straight*: on tensors and scalars, by runners of classes that a module holds, with plain attributes, or of classes that are
-made for the call. For these, what must be the same as before is compared, and what may differ is taken from the objects, by few calls
-that run in C.
+made for the call. For these, what must be the same as before is compared, part by part, and what may differ is taken from the objects.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runners of classes that are made for the call, as most of FlashInfer's are, read by few calls that run in C.
+"""Runners of classes that are made for the call, as most of FlashInfer's are, read in one pass.
 
 What was read at length once is noted in two parts. What has one reading as long as it is the same function, or of the same type, is
 compared with what was there; a number stands for all of that. What may differ is taken from the objects: values, what closures hold,
