@@ -19,7 +19,6 @@ from fi_cachestore.adapter.cardinality import Cardinality
 from fi_cachestore.adapter.contracts import flashinfer_contracts
 from fi_cachestore.adapter.introspect import Introspector
 from fi_cachestore.adapter.joining import Meeting, environment_of, met, timings_averaged_over
-from fi_cachestore.adapter.policy import rule_fields
 from fi_cachestore.adapter.state import AdapterState, Attached, Overrides, default_device
 from fi_cachestore.adapter.symbols import check
 from fi_cachestore.adapter.tuner import CacheStoreTuner
@@ -29,7 +28,6 @@ from fi_cachestore.coordination.port import SystemClock
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.environment.manifest import manifest
 from fi_cachestore.errors import BoardLostError, CacheStoreError, ConfigError, UnsupportedFlashInferError
-from fi_cachestore.records.rules import Rule
 from fi_cachestore.report import Report
 from fi_cachestore.store.open import open_session_root
 from fi_cachestore.store.roots import OpenRoot, write_manifest
@@ -175,20 +173,31 @@ def autotune(
         NoSuchBundleError: the pinned bundle is not there, with ``strict``. ``choose_one`` raises ``PinnedMissError`` for what it lacks.
         ValueError: FlashInfer refuses ``tuning_buckets`` or ``cuda_graph_profile_replays``.
     """
-    buckets = None if tuning_buckets is None else tuple(sorted(set(tuning_buckets)))
-    skipped = frozenset({skip_ops} if isinstance(skip_ops, str) else skip_ops or ())
-    rule = Rule(buckets, bool(round_up), cuda_graph_profile_replays, **rule_fields(policy))
-    collective = frozenset({collective_ops} if isinstance(collective_ops, str) else collective_ops)
-    settings, overrides = _settings(root, mode, pin, strict), Overrides(rule, policy, skipped, collective)
-    handle = _open(settings, overrides, group=group, share_tuning=share_tuning, preload=preload)
-    forwarded: dict[str, Any] = {"tuning_buckets": tuning_buckets, "round_up": round_up, "skip_ops": skip_ops}
-    if cuda_graph_profile_replays is not None:
-        forwarded["cuda_graph_profile_replays"] = cuda_graph_profile_replays
-    # FlashInfer's plain context nests in itself and in autotune_v2; autotune_v2 does not, and is never held open here.
-    measuring = handle.tuning() if tune_mode else contextlib.nullcontext()
-    averaging = timings_averaged_over(group) if handle.is_among_ranks else contextlib.nullcontext()
-    with handle.committing(), averaging, flashinfer.autotuner.autotune(tune_mode, **forwarded), measuring:
+    theirs: dict[str, Any] = {"tuning_buckets": tuning_buckets, "round_up": round_up, "skip_ops": skip_ops}
+    overrides = Overrides.of(policy, collective_ops, replays=cuda_graph_profile_replays, **theirs)
+    handle = _open(_settings(root, mode, pin, strict), overrides, group=group, share_tuning=share_tuning, preload=preload)
+    with handle.committing(), _in_flashinfers_context(handle, group, tune_mode, cuda_graph_profile_replays, theirs):
         yield handle
+
+
+@contextlib.contextmanager
+def _in_flashinfers_context(
+    handle: SessionHandle,
+    group: Any,
+    tune_mode: bool,  # noqa: FBT001
+    replays: int | None,
+    theirs: dict[str, Any],
+) -> Iterator[None]:
+    """Open FlashInfer's plain context, with the arguments that are ``theirs``, and have the session measure what comes up in it.
+
+    That context nests in itself and in ``autotune_v2``; ``autotune_v2`` does not, and is never held open here.
+    """
+    if replays is not None:
+        theirs["cuda_graph_profile_replays"] = replays  # which an older FlashInfer does not take
+    averaging = timings_averaged_over(group) if handle.is_among_ranks else contextlib.nullcontext()
+    measuring = handle.tuning() if tune_mode else contextlib.nullcontext()
+    with averaging, flashinfer.autotuner.autotune(tune_mode, **theirs), measuring:
+        yield
 
 
 def attach(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -177,52 +178,51 @@ def cells_of(cls: type, count: int) -> Cells:
 
 def look_at_owner(owner: type, *, counts_defaults: bool) -> tuple[Owner, Hashable, Hashable]:
     """Sort the members of a class; return them with what names them and the reading of the defaults that are compared."""
-    functions: dict[str, FunctionType] = {}
-    data, wrapped, odd = [], [], []
+    members: dict[_Kind, list[str]] = {kind: [] for kind in _Kind}
     for name, member in vars(owner).items():
-        if isinstance(member, FunctionType):
-            if not is_generated(owner, name, member):
-                constant = is_scalar(member.__defaults__ or ()) and member.__kwdefaults__ is None
-                if constant:
-                    functions[name] = member
-                else:
-                    wrapped.append(name)
-        elif next(functions_in(member), None) is not None:
-            wrapped.append(name)
-        elif name.startswith("__") or type(member).__name__ == "_abc_data":
-            continue
-        elif type(member) in ATOMS:
-            data.append(name)
-        else:
-            odd.append(name)
-    codes = tuple(function.__code__ for function in functions.values())
-    defaults = tuple(function.__defaults__ for function in functions.values())
+        members[_kind(owner, name, member)].append(name)
+    names, data, wrapped, odd = (tuple(members[kind]) for kind in (_Kind.FUNCTION, _Kind.DATA, _Kind.WRAPPED, _Kind.ODD))
+    functions: list[FunctionType] = [vars(owner)[name] for name in names]
+    codes = tuple(function.__code__ for function in functions)
+    defaults = tuple(function.__defaults__ for function in functions)
     made = Owner(
-        owner.__qualname__,
-        len(vars(owner)),
-        tuple(functions),
-        getter(list(functions)),
-        codes,
-        defaults,
-        getter(data) if data else None,
-        tuple(wrapped),
-        _codes_in(owner, wrapped),
-        tuple(odd),
+        name=owner.__qualname__,
+        count=len(vars(owner)),
+        names=names,
+        functions=getter(list(names)),
+        codes=codes,
+        defaults=defaults,
+        data=getter(list(data)) if data else None,
+        wrapped=wrapped,
+        wrapped_codes=_codes_in(owner, wrapped),
+        odd=odd,
     )
-    files = tuple((function.__module__, function.__code__.co_filename) for function in functions.values())
-    signature = (
-        owner.__module__,
-        owner.__qualname__,
-        made.count,
-        tuple(functions),
-        codes,
-        files,
-        tuple(data),
-        made.wrapped,
-        made.wrapped_codes,
-        made.odd,
-    )
+    files = tuple((function.__module__, function.__code__.co_filename) for function in functions)
+    signature = (owner.__module__, made.name, made.count, names, codes, files, data, wrapped, made.wrapped_codes, odd)
     return made, signature, Readings((), _nothing, _nothing).of(defaults) if counts_defaults else None
+
+
+class _Kind(Enum):
+    """How a member of a class is read: ``FUNCTION``s are compared, ``WRAPPED`` ones are more than that, ``NOTHING`` need not be read."""
+
+    FUNCTION = "function with constant defaults"
+    WRAPPED = "holds functions"
+    DATA = "atom"
+    ODD = "anything else"
+    NOTHING = "made by Python"
+
+
+def _kind(owner: type, name: str, member: Any) -> _Kind:
+    if isinstance(member, FunctionType):
+        if is_generated(owner, name, member):
+            return _Kind.NOTHING
+        is_constant = is_scalar(member.__defaults__ or ()) and member.__kwdefaults__ is None
+        return _Kind.FUNCTION if is_constant else _Kind.WRAPPED
+    if next(functions_in(member), None) is not None:
+        return _Kind.WRAPPED
+    if name.startswith("__") or type(member).__name__ == "_abc_data":
+        return _Kind.NOTHING
+    return _Kind.DATA if type(member) in ATOMS else _Kind.ODD
 
 
 def _wrapped(member: Any, node: Mapping[str, Any], readings: Readings) -> Hashable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from fi_cachestore.adapter.introspect import Introspector
 from fi_cachestore.adapter.joining import Meeting
 from fi_cachestore.adapter.memo import Memo
 from fi_cachestore.adapter.orphans import OrphanWatch, device_at_hand
+from fi_cachestore.adapter.policy import rule_fields
 from fi_cachestore.adapter.trust import Memory
 from fi_cachestore.config import Mode
 from fi_cachestore.coordination.port import Clock
@@ -57,6 +58,23 @@ class Overrides:
     policy: Any = None
     skip_ops: frozenset[str] = frozenset()
     collective_ops: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls,
+        policy: Any,
+        collective_ops: str | Collection[str],
+        *,
+        tuning_buckets: tuple[int, ...] | None,
+        round_up: bool | None,
+        skip_ops: str | set[str] | None,
+        replays: int | None,
+    ) -> Overrides:
+        """Return them from the arguments of ``autotune``; ``replays`` is FlashInfer's ``cuda_graph_profile_replays``."""
+        buckets = None if tuning_buckets is None else tuple(sorted(set(tuning_buckets)))
+        skipped = frozenset({skip_ops} if isinstance(skip_ops, str) else skip_ops or ())
+        collective = frozenset({collective_ops} if isinstance(collective_ops, str) else collective_ops)
+        return cls(Rule(buckets, bool(round_up), replays, **rule_fields(policy)), policy, skipped, collective)
 
 
 @dataclass(frozen=True, slots=True)
