@@ -113,15 +113,31 @@ def source_text(function: FunctionType) -> str | None:
         if len(_sources) >= _MAX_CACHED:
             _sources.clear()
         try:
-            _sources[code] = _lambda_text(code) if code.co_name == "<lambda>" else textwrap.dedent(inspect.getsource(code))
+            lines, start = _found(function)
+            _sources[code] = (
+                _lambda_text(code, lines) if code.co_name == "<lambda>" else textwrap.dedent("".join(inspect.getblock(lines[start:])))
+            )
         except (OSError, TypeError, SyntaxError, ValueError):
             _sources[code] = None
     return _sources[code]
 
 
-def _lambda_text(code: CodeType) -> str | None:
+def _found(function: FunctionType) -> tuple[list[str], int]:
+    """Return the lines of the file that has a function's code, and where the code starts in it.
+
+    For code alone, ``inspect`` first goes through the files of all modules, for tens of milliseconds in a process with torch. Which module
+    it is only matters for a file that does not exist.
+
+    Raises:
+        OSError: nothing has the source.
+    """
+    code = function.__code__
+    return inspect.findsource(function if Path(code.co_filename).is_file() else code)
+
+
+def _lambda_text(code: CodeType, lines: Sequence[str]) -> str | None:
     """Return the text of one lambda, whose line may hold several: the smallest that encloses every position of its code."""
-    text = "".join(inspect.findsource(code)[0])
+    text = "".join(lines)
     places = [place for place in code.co_positions() if None not in place and (place[0], place[2]) != (place[1], place[3])]
     starts = [(line, column) for line, _, column, _ in places if line is not None and column is not None]
     enclosing = [

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import enum
 import functools
+import inspect
 import sys
+import textwrap
 import threading
 import types
 import weakref
@@ -30,7 +32,7 @@ from fi_cachestore.adapter.layout import DERIVED, RawTensor, dynamic_dim, readin
 from fi_cachestore.adapter.policy import from_rule, resolved, rule_fields
 from fi_cachestore.adapter.roles import Role, mutated_names
 from fi_cachestore.adapter.rounding import known_rounding
-from fi_cachestore.adapter.sources import implementation_digest, release_of, release_of_class, type_name
+from fi_cachestore.adapter.sources import implementation_digest, release_of, release_of_class, source_text, type_name
 from fi_cachestore.environment.facets import Role as EnvironmentRole
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.environment.probes import CPU_PROBES, Probe
@@ -633,6 +635,19 @@ def test_which_release_code_belongs_to():
     assert release_of("tests.adapter.runners") is None
     assert release_of("no_such_module") is None
     assert release_of(None) is None
+
+
+def test_the_source_of_a_function_is_that_of_its_code_wherever_it_says_it_is_from():
+    @functools.wraps(release_of)
+    def wrapping():
+        return 1
+
+    assert source_text(wrapping) == textwrap.dedent(inspect.getsource(wrapping.__code__))
+    assert source_text(release_of.__wrapped__) == inspect.getsource(release_of)
+    namespace = {"__name__": "tests.adapter.runners"}  # whose loader knows a source
+    exec(compile("def made(): return 1", "/no/such/file.py", "exec"), namespace)
+    assert namespace["made"].__module__ == "tests.adapter.runners"
+    assert source_text(namespace["made"]) is None
 
 
 def test_code_that_only_claims_a_module_has_no_release():
