@@ -18,7 +18,6 @@ from fi_cachestore.coordination.port import Clock, Coordinator
 from fi_cachestore.coordination.ranks import Layered
 from fi_cachestore.environment.process import OsProcessTable
 from fi_cachestore.session import Ports, Session
-from fi_cachestore.store.open import read_only_paths
 from fi_cachestore.store.roots import OpenRoot
 from fi_cachestore.validation.ledger import Ledger
 from fi_cachestore.validation.sentinel import Sentinel
@@ -68,7 +67,7 @@ def attached(
     session = Session(settings.mode.value, ports, limits, share_tuning=share_tuning, earlier=earlier)
     for schema, why in state.trust.told.items():
         session.belief.hold(schema, why)
-    return Attached(session, overrides, identity, opened.path, OrphanWatch([opened.path, *read_only_paths(settings)], opened.records))
+    return Attached(session, overrides, identity, opened.path, OrphanWatch([opened.path, *opened.layers], opened.records))
 
 
 def checks(opened: OpenRoot, clock: Clock, earlier: Session | None) -> tuple[Ledger | None, Sentinel | None]:

@@ -60,11 +60,12 @@ def _open_pinned(settings: Settings) -> OpenRoot:
     if not is_digest(digest):
         raise ConfigError("FI_CACHESTORE_PIN", digest, settings.pin.source, "the digest of a bundle, 64 lower-case hexadecimal digits")
     missing: NoSuchBundleError | None = None
-    for place in [path for path in (settings.root.value, *read_only_paths(settings)) if path is not None]:
+    layers = tuple(read_only_paths(settings))
+    for place in [path for path in (settings.root.value, *layers) if path is not None]:
         if not place.is_file():
             check_root(place, trusted=settings.trusted.value)
         try:
-            return OpenRoot(place, open_bundle(place, digest), RulesLog(place), MemoryStore(), None)
+            return OpenRoot(place, open_bundle(place, digest), RulesLog(place), MemoryStore(), None, layers=layers)
         except NoSuchBundleError as error:
             missing = missing or error
     raise missing or NoSuchBundleError("(none)", digest, "there is no root to look in")
@@ -84,6 +85,8 @@ def read_only_paths(settings: Settings) -> list[Path]:
 def layer_paths(settings: Settings) -> tuple[list[Path], list[Path]]:
     """Return the read-only roots searched before and after the writable one; without a mark it is searched first."""
     entries = settings.path.value
+    if not entries:
+        return [], []
     at = entries.index(WRITABLE_MARK) if WRITABLE_MARK in entries else 0
     paths = [Path(entry).absolute() for entry in entries if entry != WRITABLE_MARK]
     return paths[:at], paths[at:]

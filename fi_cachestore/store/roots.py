@@ -46,6 +46,7 @@ class OpenRoot:
     """An opened root: its records (read-only layers included), its rules, what ranks settled, verdicts, marks, and where claims are made.
 
     ``verdicts`` is ``None`` where every record is believed; ``marks``, ``packer`` and ``successors`` where nothing is ever written.
+    ``layers`` are the read-only roots, in the order of search.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class OpenRoot:
     marks: MarkFolder | None = None
     packer: Packer[Record] | None = None
     successors: Successors[Record] | None = None
+    layers: tuple[Path, ...] = ()
 
     @property
     def claims(self) -> Path:
@@ -175,12 +177,11 @@ def open_root(
     layers: list[Store[Record]] = [*open_layers(before), own, *open_layers(after)]
     records = Layered(layers, own) if len(layers) > 1 else own
     settled: Store[Settlement] = LooseStore(root, SETTLED_FOLDER, Settlement, durable=durable, reader=reader, writer=writer)
-    verdicts = Verdicts(
-        VerdictFolder(root, durable=durable, reader=reader, writer=writer), [VerdictFolder(layer) for layer in (*before, *after)]
-    )
+    verdicts = Verdicts(VerdictFolder(root, durable=durable, reader=reader, writer=writer), [*map(VerdictFolder, (*before, *after))])
     rules = RulesLog(root, durable=durable, reader=reader, writer=writer)
     packer = Packer(loose, reader=reader, writer=writer)
-    return OpenRoot(root, records, rules, settled, verdicts, MarkFolder(root, reader=reader, writer=writer), packer, own)
+    marks = MarkFolder(root, reader=reader, writer=writer)
+    return OpenRoot(root, records, rules, settled, verdicts, marks, packer, own, (*before, *after))
 
 
 def open_read_only(root: Path, *, before: Sequence[Path] = (), after: Sequence[Path] = (), reader: Reader | None = None) -> OpenRoot:
@@ -189,5 +190,5 @@ def open_read_only(root: Path, *, before: Sequence[Path] = (), after: Sequence[P
     layers = [*open_layers(before), own, *open_layers(after)]
     settled: Store[Settlement] = ReadOnly(LooseReader(root, SETTLED_FOLDER, Settlement, reader=reader))
     records = Layered(layers, own) if len(layers) > 1 else own
-    verdicts = Verdicts(VerdictFolder(root, reader=reader), [VerdictFolder(layer) for layer in (*before, *after)])
-    return OpenRoot(root, records, RulesLog(root, reader=reader), settled, verdicts)
+    verdicts = Verdicts(VerdictFolder(root, reader=reader), [*map(VerdictFolder, (*before, *after))])
+    return OpenRoot(root, records, RulesLog(root, reader=reader), settled, verdicts, layers=(*before, *after))

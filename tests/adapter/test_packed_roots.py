@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -124,6 +126,56 @@ def test_attaching_costs_the_same_at_any_size(tmp_path):
     for number in range(4000, 4100):
         store.publish(sample_record(number))
     assert fresh(events_of, tmp_path) == many  # a hundred loose records more, and no scan of them
+
+
+# Counted on Python 3.11, for a root that one session has left, in a process that has attached before: its trust is checked (``stat``) and its
+# format; then, for the first call, its packs, rules, verdicts and settlements are read, and it is found out (most of ``stat``) which package
+# the runner's class is from. Whoever has a reason to spend more changes the numbers. It was 250 functions.
+MAX_ATTACH_CALLS = 300
+MAX_ATTACHING = {"stat": 7, "open": 1, "fstat": 1, "read": 2, "close": 1, "scandir": 1}
+MAX_LOOKING_UP = {"open": 3, "fstat": 3, "read": 4, "close": 2, "pread": 5, "scandir": 10, "access": 2, "stat": 40, "listdir": 3}
+OF_PYTHON = {"fspath", "getpid", "geteuid", "register_at_fork", "getcwd"}
+"""What ``posix`` has that asks no file system."""
+
+
+def counted(function):
+    """The functions of Python that a call enters, and how often it asks the system for what."""
+    entered, asked = [], Counter()
+
+    def profile(frame, event, arg):
+        if event == "call":
+            entered.append(frame.f_code.co_name)
+        elif event == "c_call" and arg.__module__ == "posix" and arg.__name__ not in OF_PYTHON:
+            asked[arg.__name__] += 1
+
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return entered[1:], asked
+
+
+def attaching_counted(root, empty):
+    """What attaching and the first look-up take, in a process that has attached before."""
+    with timed():
+        fi_cachestore.attach(root=empty).detach()
+        entered, attaching = counted(lambda: fi_cachestore.attach(root=root))
+        served = []
+        _, looking_up = counted(lambda: served.append(call(SIZES[0])[1]))
+    return entered, attaching, looking_up, served
+
+
+def test_attaching_stays_cheap(tmp_path):
+    fresh(tuned, tmp_path / "root")
+    believe(tmp_path / "root")
+    shutil.rmtree(tmp_path / "root" / "manifests")  # else the environment is probed, which is not the question
+    entered, attaching, looking_up, served = fresh(attaching_counted, tmp_path / "root", tmp_path / "empty")
+    assert served == [2]
+    assert len(entered) <= MAX_ATTACH_CALLS, entered
+    assert "signature" not in entered  # of FlashInfer's methods, which were looked at when the process attached first
+    assert attaching <= Counter(MAX_ATTACHING), attaching
+    assert looking_up <= Counter(MAX_LOOKING_UP), looking_up
 
 
 def second_attach(root):
