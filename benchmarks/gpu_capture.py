@@ -98,8 +98,10 @@ def serve(root: str) -> dict[str, Any]:
 
     import fi_cachestore
 
-    made, found = working(), {}
-    session = fi_cachestore.attach(root=root)
+    fi_cachestore.attach(root=root)
+    made, found = working(), {}  # what is served here has been loaded
+    fi_cachestore.detach()
+    session = fi_cachestore.attach(root=root)  # and nothing is remembered of it
     state = AutoTuner.get().state  # type: ignore[attr-defined]
     for name, call in made.items():
         remembered, served_before = len(state.memo), dict(session.report().misses)

@@ -123,7 +123,7 @@ class AdapterState:
         self.memo = Memo(self._fingerprints, is_open=False)
         self._answers: dict[bytes, Decision] = {}
         self._tuned: set[bytes] = set()
-        self._in_force: dict[str, Rule] = {}
+        self._in_force: list[Rule] = []
         self._logged: set[object] = set()
         self._lingering: list[Meeting] = []
         self._communicating: set[str] = set()
@@ -222,12 +222,10 @@ class AdapterState:
         """Return the rule for code that asks FlashInfer without a call at hand, outside any context of this thread."""
         if (tuning := self.tuning) is not None:
             return tuning.overrides.rule
-        device = default_device()
-        in_force = self._in_force
-        rule = in_force.get(device.type)
-        if rule is None:
-            rule = in_force[device.type] = self.rules(device)[0]
-        return rule
+        in_force = self._in_force  # a change of rules leaves it behind
+        if not in_force:
+            in_force.append(self.rules(default_device())[0])
+        return in_force[0]
 
     def rules(self, device: Device) -> tuple[Rule, ...]:
         """Return the rules to try for a look-up outside any context, in order; the last is every op's own."""
@@ -271,7 +269,7 @@ class AdapterState:
 
     def forget(self) -> None:
         """Drop every remembered answer and rule: sessions, records or rules have changed."""
-        self._in_force = {}
+        self._in_force = []
         self._tuned.clear()
         self.forget_answers()
 

@@ -17,6 +17,7 @@ from flashinfer.autotuner import AutoTuner, get_autotune_process_group, set_auto
 import fi_cachestore
 from fi_cachestore import Mode
 from fi_cachestore.adapter import attach as attach_module
+from fi_cachestore.adapter import state as state_module
 from fi_cachestore.adapter.symbols import check
 from fi_cachestore.adapter.tuner import CacheStoreTuner
 from fi_cachestore.environment.facets import Role
@@ -241,6 +242,30 @@ def one_root_two_layers(root):
         os.environ["FI_CACHESTORE_PATH"] = str(root / name)
         fi_cachestore.attach(root=root / "own")
     return tune("first"), tune("second")
+
+
+def device_questions(root):
+    """Count how often the device is asked for by code that asks for mappers, as FlashInfer's cuDNN runner does in each call."""
+    asked, plain = [], state_module.default_device
+
+    def counting():
+        asked.append(1)
+        return plain()
+
+    state_module.default_device = counting
+    fi_cachestore.attach(root=root)
+    for _ in range(5):
+        AutoTuner.get().get_effective_map_to_tuning_buckets(config())
+    first = len(asked)
+    with timed(), fi_cachestore.autotune(root=root, tuning_buckets=(32, 512)):
+        tune()
+    mapper = AutoTuner.get().get_effective_map_to_tuning_buckets(config())
+    return first, mapper(100)
+
+
+def test_the_device_is_not_asked_for_again_while_no_rule_changes(tmp_path):
+    """On a GPU the question costs more than a look-up."""
+    assert fresh(device_questions, tmp_path) == (1, 32)
 
 
 def test_one_root_with_other_layers_is_another_session(tmp_path):
