@@ -261,6 +261,8 @@ def _paths(name: str, text: str) -> tuple[Path, ...]:
 
 
 def _mode(source: str, text: str | Mode) -> Mode:
+    if isinstance(text, Mode):
+        return text
     try:
         return Mode(text)
     except ValueError as error:

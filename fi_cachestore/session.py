@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
@@ -86,7 +86,7 @@ class Session:
         self._waiting: dict[Digest, Wait] = {}
         self._rules = RuleBook(ports.rules)
         self.choices: Choices = Choices(self._record, ports.settled, None if earlier is None else earlier.choices)
-        self._counts: Counter[str] = Counter()
+        self._counts: defaultdict[str, int] = defaultdict(int)
         self._suspects: set[str] = set()
         self._warned: set[str] = set()
         self._lock = threading.Lock()

@@ -55,6 +55,7 @@ _DIGEST_BYTES: Final = 32
 _SCAN_ROWS: Final = 1024
 _CHUNK_BYTES: Final = 1 << 20
 _RANGE: Final = struct.Struct(">II")
+_END_BYTES: Final = 4 * ((1 << MIN_BITS) + 1) + TRAILER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,10 @@ def front_check(header: bytes, fan_out: bytes, place: bytes) -> bytes:
 
 
 class Pack:
-    """An open pack. Holds the file and the fan-out; safe from any thread; goes on to be readable when the file is unlinked."""
+    """An open pack. Holds the file and the fan-out; safe from any thread; goes on to be readable when the file is unlinked.
+
+    ``size_bytes`` is what the file had when it was opened.
+    """
 
     def __init__(self, path: Path, reader: Reader) -> None:
         """Open and check what look-ups lean on: a few reads, whatever the size.
@@ -97,23 +101,21 @@ class Pack:
         """
         self.path = path
         self._file: OpenFile = reader.open(path)
+        self.size_bytes: Final = self._file.size_bytes
         header = self._file.read_at(0, HEADER.size)
         self.sequence = _sequence(header)
-        trailer = self._file.read_at(max(0, self.size_bytes - TRAILER_BYTES), TRAILER_BYTES)
+        end = self._file.read_at(max(0, self.size_bytes - _END_BYTES), _END_BYTES)
+        trailer = end[-TRAILER_BYTES:]
         self._index_offset, self.count, self._bits, fan_out_offset = _places(trailer, self.size_bytes)
         check, content = TRAILER.unpack_from(trailer, PLACE.size)
-        self._fan_out = self._file.read_at(fan_out_offset, self.size_bytes - TRAILER_BYTES - fan_out_offset)
+        is_read = self._bits == MIN_BITS
+        self._fan_out = end[:-TRAILER_BYTES] if is_read else self._file.read_at(fan_out_offset, 4 * ((1 << self._bits) + 1))
         if front_check(header, self._fan_out, trailer[: PLACE.size]) != check:
             raise DamagedError(MissReason.CORRUPT, "checksum of the pack's index differs")
         self.digest = Digest(content.hex())
         named = PACK_NAME.fullmatch(path.name)
         if named is not None and named[1] != self.digest:
             raise DamagedError(MissReason.FOREIGN, f"holds the pack {self.digest[:12]}")
-
-    @property
-    def size_bytes(self) -> int:
-        """The size of the file when it was opened."""
-        return self._file.size_bytes
 
     @property
     def age_order(self) -> tuple[int, Digest]:
