@@ -14,7 +14,9 @@ from fi_cachestore.adapter.roles import Role
 from fi_cachestore.environment.process import Process, process_identity
 from fi_cachestore.keys.schema import left_out_digest
 from fi_cachestore.store.open import open_store
+from fi_cachestore.store.roots import open_root
 from fi_cachestore.store.verdicts import VerdictFolder
+from fi_cachestore.validation.ledger import Ledger
 from tests.adapter.believing import verdicts
 from tests.adapter.doubtful import RIGHT, WRONG, CountingRunner, Killing, SeedRunner, ask, layout_called, replay, tune
 from tests.adapter.processes import fresh
@@ -164,6 +166,38 @@ def test_a_validation_under_the_name_of_other_values_or_of_another_schema_valida
     for op in ("op", "another"):
         served = serve(tmp_path / "two", True, op=op)
         assert (served.tactic, served.report.misses) == (-1, {"unproven": 1})
+
+
+def test_what_was_validated_says_nothing_of_a_record_of_another_layout_in_the_same_call(tmp_path):
+    for _ in range(2):
+        start(tmp_path, True, buckets=(64,))
+    start(tmp_path, False, buckets=(256,))  # which meets none of those
+    again = start(tmp_path, True, buckets=(64, 256))
+    assert (again.report.verified_count, again.tactic) == (1, 13)
+    assert verdicts(tmp_path) == {"validation": 1, "quarantine": 1}
+
+
+def refused_at_a_start(root):
+    """Make a start, and return what this process may not choose of each record."""
+    layout_called(WRONG)
+    with timed() as measured, fi_cachestore.autotune(root=root) as handle:
+        tactic = ask(SeedRunner(True))
+        choices = AutoTuner.get().state.current.session.choices
+        store = open_store(root)
+        records = [store.get(digest).entry for digest in store]
+        refused = [{choices.is_refused(record.digest, row.tactic) for row in record.usable} for record in records]
+    return tactic, len(measured), handle.report().verified_count, refused
+
+
+def test_a_refused_record_of_a_validated_schema_is_offered_to_no_rank(tmp_path):
+    for _ in range(2):
+        start(tmp_path, True)
+    store = open_store(tmp_path)
+    records = [store.get(digest).entry for digest in store]
+    assert fresh(refused_at_a_start, tmp_path) == (13, 0, 0, [{False}] * len(records))
+    Ledger(open_root(tmp_path).verdicts).refuse(records[1], "it kills", 0)
+    expected = [{record is records[1]} for record in records]
+    assert fresh(refused_at_a_start, tmp_path)[1:] == (0, 0, expected)
 
 
 # -- what is not tried ------------------------------------------------------------------------------------------------------------
