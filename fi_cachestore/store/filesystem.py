@@ -94,10 +94,11 @@ class OsFileSystem:
         return os.access(path, os.F_OK)
 
     def names(self, directory: Path | str) -> Iterator[str]:
-        """Yield the names in a directory; see ``Reader.names``."""
-        with contextlib.suppress(OSError), os.scandir(directory) as entries:
-            for entry in entries:
-                yield entry.name
+        """Return the names in a directory; see ``Reader.names``."""
+        try:
+            return iter(os.listdir(directory))
+        except OSError:
+            return iter(())
 
     def create(self, path: Path, chunks: Iterable[bytes], *, durable: bool) -> None:
         """Create a file; see ``Writer.create``."""
@@ -193,8 +194,9 @@ def _read(path: Path | str, limit_bytes: int) -> bytes:
     try:
         if size_bytes > limit_bytes:
             raise DamagedError(MissReason.CORRUPT, f"{size_bytes} bytes, the limit is {limit_bytes}")
-        chunks = [os.read(fd, min(size_bytes + 1, 1 << 16))]
-        if len(chunks[0]) == size_bytes:
+        asked_bytes = min(size_bytes, 1 << 16) + 1
+        chunks = [os.read(fd, asked_bytes)]
+        if len(chunks[0]) == size_bytes < asked_bytes:
             return chunks[0]
         left = limit_bytes + 1 - len(chunks[0])  # the file may grow while it is read
         while left > 0 and (chunk := os.read(fd, min(left, 1 << 16))):

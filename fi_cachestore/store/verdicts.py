@@ -53,7 +53,7 @@ class VerdictFolder:
 
     def stems(self, folder: str) -> frozenset[str]:
         """Return what one folder has files for: one listing, which proves nothing about their content."""
-        return frozenset(found[1] for name in self._reader.names(f"{self._prefix}/{folder}") if (found := _FILE_NAME.fullmatch(name)))
+        return frozenset([found[1] for name in self._reader.names(f"{self._prefix}/{folder}") if (found := _FILE_NAME.fullmatch(name))])
 
     def get(self, folder: str, stem: str, damaged: list[DamagedError]) -> Verdict | None:
         """Return the verdict that counts under a name; what is wrong with files in its place is added to ``damaged``."""

@@ -13,6 +13,7 @@ from fi_cachestore.errors import DamagedError, StoreIOError
 from fi_cachestore.keys.canonical import Named
 from fi_cachestore.records.envelope import MAX_SEALED_BYTES, MissReason, seal
 from fi_cachestore.records.record import Record
+from fi_cachestore.store import filesystem
 from fi_cachestore.store.filesystem import OsFileSystem
 from fi_cachestore.store.fsck import LEFTOVER, STRAY, verify
 from fi_cachestore.store.loose import LooseStore, entry_path
@@ -151,6 +152,16 @@ def test_a_file_of_a_later_version_is_left_alone(store, place):
     with pytest.raises(Exception, match="future-format"):
         store.publish(RECORD)
     assert place.read_bytes() == later
+
+
+@pytest.mark.parametrize("read_bytes", [0, 1, 7, 65535, 65536, 65537, 200_000])
+@pytest.mark.parametrize("size_bytes", [0, 1, 7, 65535, 65536, 65537, 200_000])
+def test_a_file_is_read_to_its_end_whatever_its_size_was_when_it_was_opened(tmp_path, monkeypatch, size_bytes, read_bytes):
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(read_bytes))
+    opened = filesystem._opened
+    monkeypatch.setattr(filesystem, "_opened", lambda name: (opened(name)[0], size_bytes))
+    assert OsFileSystem().read(path, MAX_SEALED_BYTES) == path.read_bytes()
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
