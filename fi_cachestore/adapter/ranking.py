@@ -76,7 +76,9 @@ def _own_ranking(tuner: CacheStoreTuner, session: Session, view: RunnerView, rec
     """Return the runner's own objects for the tactics of a record that may be served, fastest first."""
     if trust.why_not(tuner.state, session, view, record) is not None:
         return []
-    usable = (value for value in ranked(record) if not session.choices.is_refused(record.digest, value))
+    usable = [value for value in ranked(record) if not session.choices.is_refused(record.digest, value)]
+    if cuda.is_capturing() and any(serve.needs_list(tuner.state, view, record, value) for value in usable):
+        return []
     objects = (serve.own_object(tuner, view, record, value) for value in usable)
     tactics = [tactic for is_known, tactic in objects if is_known]
     blocklist = vars(tuner).get("_blocklist")

@@ -197,6 +197,8 @@ def _chosen(tuner: CacheStoreTuner, described: Description, rows: Sequence[Recor
         if settled is not None and settled != pair_of(choice.record.digest, encode(choice.tactic)):
             continue
         if not any(attached.session.choices.is_refused(choice.record.digest, choice.tactic) for attached in tuner.state.attached):
+            if cuda.is_capturing() and needs_list(tuner.state, described.view(0, choice.runner_index), choice.record, choice.tactic):
+                break  # not the next one: what never ran in this process may be loaded by its first run, and that ends a capture
             usable, tactic = resolve(tuner, described.view(0, choice.runner_index), choice)
             if usable:
                 return Decision(choice.runner_index, tactic, is_hit=True)
@@ -257,7 +259,7 @@ def own_object(tuner: CacheStoreTuner, view: RunnerView, record: Record, value: 
         return True, tactic
     if is_plain_value(value):
         return True, value
-    tactics = _own_list(view)
+    tactics = own_list(view.runner, view.call.inputs, view.call.shapes)
     if tactics is None:
         return False, None
     try:
@@ -266,9 +268,9 @@ def own_object(tuner: CacheStoreTuner, view: RunnerView, record: Record, value: 
         return False, None
 
 
-def _own_list(view: RunnerView) -> list[Any] | None:
-    """Return the runner's list at the very size of a call; none inside a graph capture, as listing may measure."""
-    return None if cuda.is_capturing() else own_list(view.runner, view.call.inputs, view.call.shapes)
+def needs_list(state: AdapterState, view: RunnerView, record: Record, value: Value) -> bool:
+    """Whether a runner would have to be asked for its list, which may measure, before a stored tactic may be used."""
+    return view.contract.checks_size or not (is_plain_value(value) or state.objects.get(record.digest, encode(value))[0])
 
 
 def _fits_size(state: AdapterState, view: RunnerView, record: Record) -> bool:
@@ -282,7 +284,7 @@ def _fits_size(state: AdapterState, view: RunnerView, record: Record) -> bool:
 
 
 def _lists_the_same(view: RunnerView, record: Record) -> bool:
-    tactics = _own_list(view)
+    tactics = own_list(view.runner, view.call.inputs, view.call.shapes)
     return tactics is not None and TacticSpace.of([tactic_value(tactic, i) for i, tactic in enumerate(tactics)]) == record.space
 
 

@@ -92,7 +92,22 @@ def serve_kinds(root):
 def test_a_tactic_that_is_found_by_listing_is_not_looked_for_inside_a_capture_but_after_it(tmp_path):
     assert fresh(tune_kinds, tmp_path)
     believe(tmp_path)
-    assert fresh(serve_kinds, tmp_path) == ([0, 0], [True, True], True)
+    assert fresh(serve_kinds, tmp_path) == ([-1, -1], [True, True], True)
+
+
+def rank_kinds(root, *, is_captured):
+    with timed() as measured, fi_cachestore.autotune(root=root):
+        with capture() if is_captured else contextlib.nullcontext():
+            inside = AutoTuner.get().rank_tactics("op", [TacticRunner("enum")], config((64,)), [matrix(64)], k=2)
+        after = AutoTuner.get().rank_tactics("op", [TacticRunner("enum")], config((64,)), [matrix(64)], k=2)
+    return inside, after == [Kind.FAST, 0], len(measured)
+
+
+@has_ranking
+def test_a_ranking_that_needs_the_runners_list_is_the_default_inside_a_capture(tmp_path):
+    fresh(rank_kinds, tmp_path, is_captured=False)
+    believe(tmp_path)
+    assert fresh(rank_kinds, tmp_path, is_captured=True) == ([-1], True, 0)
 
 
 def tune_sizes(root):
