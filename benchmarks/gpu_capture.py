@@ -3,9 +3,9 @@
 Usage: python benchmarks/gpu_capture.py [FILE]      (about two minutes on an H100; compiles FlashInfer's cuBLAS kernels first)
 
 Prints one JSON document, and writes it to FILE; exit code 1 if anything is not as it must be. Processes one after the other tune, verify,
-and serve. In the last, by call: does a graph whose first look-up was made inside the capture work, and was that answered from a record (it is
-the default where the runner would have to list its tactics first); does a graph of remembered calls give bit for bit what the same call
-gives eagerly; did look-ups synchronise (an error inside a capture) or allocate on the GPU; and does a session that tunes leave a call
+and serve. In the last, by call: does a graph work whose first look-up was made inside the capture, and was that answered from a record (it
+is the default where the runner would have to list its tactics first); does a graph of remembered calls give bit for bit what the same
+call gives eagerly; did look-ups synchronise (an error inside a capture) or allocate on the GPU; and does a session that tunes leave a call
 inside a capture unmeasured and right.
 """
 

@@ -76,7 +76,7 @@ def checks(opened: OpenRoot, clock: Clock, earlier: Session | None) -> tuple[Led
     if ledger is not None:
         ledger.refresh()
     elif opened.verdicts is not None:
-        ledger = Ledger(opened.verdicts)
+        ledger = Ledger(opened.verdicts, clock.unix_ns)
     else:
         return None, None
     return ledger, Sentinel(opened.marks, ledger, OsProcessTable(), clock, socket.gethostname())

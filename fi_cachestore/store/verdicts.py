@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -34,6 +34,18 @@ MAX_GENERATIONS: Final = 8
 _FILE_NAME: Final = re.compile(r"(validation-[0-9a-f]{64}|quarantine|override-[0-9]{8}|[0-9a-f]{64}-[0-9a-f]{64})\.([0-7])\.rec", re.ASCII)
 _OVERRIDE: Final = "override-"
 _ATTEMPTS: Final = 64
+_MAX_GLANCED: Final = 4
+_SETTLED_NS: Final = 2_000_000_000
+"""Longer than the grain of any file system's times of change, and than clocks of one site differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What a schema's folder had when it was last known to have changed: files by stem, and the stems of validations that are sound."""
+
+    changed_unix_ns: int
+    stems: frozenset[str]
+    validated: frozenset[str]
 
 
 class VerdictFolder:
@@ -54,6 +66,27 @@ class VerdictFolder:
     def stems(self, folder: str) -> frozenset[str]:
         """Return what one folder has files for: one listing, which proves nothing about their content."""
         return frozenset([found[1] for name in self._reader.names(f"{self._prefix}/{folder}") if (found := _FILE_NAME.fullmatch(name))])
+
+    def glances(self, schemas: Iterable[str], now_unix_ns: int) -> dict[str, Glance]:
+        """Look through the folders of ``schemas``; return what those have that hold but a few files and were not changed just now.
+
+        A change that the next one cannot be told from by its time is one of the last moments.
+        """
+        found = {}
+        for schema in schemas:
+            changed_unix_ns = self._reader.changed_unix_ns(f"{self._prefix}/{schema}")
+            if changed_unix_ns is None or changed_unix_ns > now_unix_ns - _SETTLED_NS:
+                continue
+            stems = self.stems(schema)
+            if len(stems) <= _MAX_GLANCED:
+                left_out = [Digest(stem.removeprefix(VALIDATION)) for stem in stems if stem.startswith(VALIDATION)]
+                sound = [f"{VALIDATION}{digest}" for digest in left_out if self.is_validated(Digest(schema), digest, [])]
+                found[schema] = Glance(changed_unix_ns, stems, frozenset(sound))
+        return found
+
+    def is_as_seen(self, schema: str, glance: Glance) -> bool:
+        """Whether a schema's folder has had no new file since. One question to the file system."""
+        return self._reader.changed_unix_ns(f"{self._prefix}/{schema}") == glance.changed_unix_ns
 
     def get(self, folder: str, stem: str, damaged: list[DamagedError]) -> Verdict | None:
         """Return the verdict that counts under a name; what is wrong with files in its place is added to ``damaged``."""

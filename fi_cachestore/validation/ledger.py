@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from fi_cachestore.errors import CacheStoreError, DamagedError
+from fi_cachestore.errors import CacheStoreError
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.schema import KeySchema, LeftOut, left_out_digest
 from fi_cachestore.records.observation import Observation, Sample, Side
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.verdict import REFUSED, VALIDATION, Override, Quarantine, Refusal, Validation, Verdict, Word
-from fi_cachestore.store.verdicts import VerdictFolder, Verdicts
+from fi_cachestore.store.verdicts import Verdicts
 from fi_cachestore.validation.evidence import Contradiction
+from fi_cachestore.validation.stored import Said, Stored
 
 logger: Final = logging.getLogger("fi_cachestore")
 
@@ -37,12 +37,9 @@ class Standing(StrEnum):
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of one schema. ``word`` is the operator's; the reasons are empty where there is none to ban or to trust."""
+    """What is known of one schema: what the folders say, and the standings that follow."""
 
-    word: Word | None = None
-    banned_because: str = ""
-    trusted_because: str = ""
-    stems: Sequence[tuple[VerdictFolder, frozenset[str]]] = ()
+    said: Said
     standings: dict[Digest, Standing] = field(default_factory=dict)
 
 
@@ -54,18 +51,19 @@ class Ledger:
     file of a quarantine: in doubt nothing is served.
     """
 
-    def __init__(self, verdicts: Verdicts | None) -> None:
-        """Start with what ``verdicts`` has, read when it is asked for; ``None`` keeps everything in memory."""
+    def __init__(self, verdicts: Verdicts | None, now_unix_ns: Callable[[], int] | None = None) -> None:
+        """Start with what ``verdicts`` has, read when it is asked for; ``None`` keeps everything in memory.
+
+        With a clock, what is about to be asked for is read ahead; see ``Stored``.
+        """
         self._verdicts = verdicts
+        self._stored = Stored(tuple(verdicts or ()), None if verdicts is None else verdicts.own, now_unix_ns)
         self._lock = threading.RLock()
         self._schemas: dict[Digest, _Known] = {}
-        self._folders: dict[VerdictFolder, frozenset[str]] = {}
-        self._refusals: dict[Digest, dict[Digest, VerdictFolder]] | None = None
         self._held: dict[Digest, str] = {}
         self._agreed: dict[Digest, set[Digest]] = {}
         self._asked: dict[tuple[Digest, Digest], None] = {}
         self._refused: set[tuple[Digest, Digest]] = set()
-        self._damaged: Counter[str] = Counter()
         self._warned: set[str] = set()
 
     # -- look-ups ---------------------------------------------------------------------------------------------------------------
@@ -80,7 +78,7 @@ class Ledger:
             known = self._known(schema)
             if len(known.standings) >= _MAX_REMEMBERED:
                 known.standings.clear()
-            found = known.standings[left_out] = self._weigh(schema, known, left_out)
+            found = known.standings[left_out] = self._weigh(schema, known.said, left_out)
             if len(self._asked) < _MAX_REMEMBERED:
                 self._asked[schema, left_out] = None
         return found
@@ -91,37 +89,33 @@ class Ledger:
         if known is None:
             with self._lock:
                 known = self._known(schema)
-        if known.word is Word.TRUSTED:
+        if known.said.word is Word.TRUSTED:
             return ""
-        return known.banned_because or self._held.get(schema, "")
+        return known.said.banned_because or self._held.get(schema, "")
 
     def trusted_because(self, schema: Digest) -> str:
         """Return whose word makes a schema served, whatever the left-out values; empty if it is nobody's."""
         with self._lock:
-            known = self._known(schema)
-            is_banned = known.word is not Word.TRUSTED and (known.banned_because or schema in self._held)
-            return "" if is_banned else known.trusted_because
+            said = self._known(schema).said
+            is_banned = said.word is not Word.TRUSTED and (said.banned_because or schema in self._held)
+            return "" if is_banned else said.trusted_because
 
     def refuses_nothing(self) -> bool:
         """Whether no record at all is refused: then none needs to be asked for."""
         with self._lock:
-            if self._refusals is None:
-                self._refusals = self._listed_refusals()
-            return not self._refusals and not self._refused
+            return not self._stored.refusals() and not self._refused
 
     def is_refused(self, record: Record) -> bool:
         """Whether this very record, not another measurement of the same key, is never to be served."""
         with self._lock:
-            if self._refusals is None:
-                self._refusals = self._listed_refusals()
-            contents = self._refusals.get(record.digest)
+            contents = self._stored.refusals().get(record.digest)
             if contents is None and not self._refused:
                 return False
             content = record.content
             if (record.digest, content) in self._refused:
                 return True
             folder = (contents or {}).pop(content, None)
-            if folder is None or not isinstance(self._get(folder, REFUSED, f"{record.digest}-{content}"), Refusal):
+            if folder is None or not isinstance(self._stored.get(folder, REFUSED, f"{record.digest}-{content}"), Refusal):
                 return False
             self._refused.add((record.digest, content))
             return True
@@ -129,21 +123,20 @@ class Ledger:
     def damaged(self) -> dict[str, int]:
         """Return how many files counted as absent, by miss reason."""
         with self._lock:
-            return dict(self._damaged)
+            return dict(self._stored.damaged)
 
     def entries(self) -> Iterator[tuple[Path, Verdict]]:
         """Yield every sound verdict of the root and its layers, for people."""
         for folder in self._verdicts or ():
             for path, place in folder.files():
-                if place is not None and (found := self._get(folder, *place[:2])) is not None:
+                if place is not None and (found := self._stored.get(folder, *place[:2])) is not None:
                     yield path, found
 
     def refresh(self) -> None:
         """Forget what was read, so that what others wrote since is found; what this process has seen stays."""
         with self._lock:
             self._schemas.clear()
-            self._folders.clear()
-            self._refusals = None
+            self._stored.forget()
 
     # -- verdicts ---------------------------------------------------------------------------------------------------------------
 
@@ -229,23 +222,19 @@ class Ledger:
             raise ValueError(schema)
         kept = self._verdicts.own.append(Override(schema, 0, word, who, why, unix_ns))
         with self._lock:
-            self._folders.pop(self._verdicts.own, None)
+            self._stored.forget()
             self._schemas.pop(schema, None)
         return kept
 
     # -- inside -----------------------------------------------------------------------------------------------------------------
 
-    def _weigh(self, schema: Digest, known: _Known, left_out: Digest) -> Standing:
-        if known.word is Word.TRUSTED:
+    def _weigh(self, schema: Digest, said: Said, left_out: Digest) -> Standing:
+        if said.word is Word.TRUSTED:
             return Standing.VALIDATED
-        if known.banned_because or schema in self._held:
+        if said.banned_because or schema in self._held:
             return Standing.QUARANTINED
-        if known.trusted_because or left_out in self._agreed.get(schema, ()):
+        if said.trusted_because or left_out in self._agreed.get(schema, ()) or self._stored.is_validated(said, schema, left_out):
             return Standing.VALIDATED
-        stem = f"{VALIDATION}{left_out}"
-        for folder, stems in known.stems:
-            if stem in stems and self._is_validated(folder, schema, left_out):
-                return Standing.VALIDATED
         return Standing.UNPROVEN
 
     def _known(self, schema: Digest) -> _Known:
@@ -253,76 +242,13 @@ class Ledger:
         if known is None:
             if len(self._schemas) >= _MAX_REMEMBERED:
                 self._schemas.clear()
-            known = self._schemas[schema] = self._read(schema)
+            known = self._schemas[schema] = _Known(self._stored.said_of(schema))
         return known
 
-    def _read(self, schema: Digest) -> _Known:
-        found = _Known(stems=[(folder, folder.stems(schema)) for folder in self._verdicts or () if schema in self._names(folder)])
-        if all(stem.startswith(VALIDATION) for _, stems in found.stems for stem in stems):
-            return found
-        words = {folder: self._word(folder, schema, stems) for folder, stems in found.stems}
-        own = None if self._verdicts is None else words.pop(self._verdicts.own, None)
-        found.word = None if own is None else own.word
-        if own is not None and own.word is Word.DISTRUSTED:
-            found.banned_because = _said(own)
-        elif own is not None and own.word is Word.TRUSTED:
-            found.trusted_because = _said(own)
-        for folder, stems in found.stems:
-            word = words.get(folder) if found.word is not Word.EVIDENCE else None
-            if word is not None and word.word is Word.TRUSTED:
-                found.trusted_because = found.trusted_because or _said(word)
-            elif word is not None and word.word is Word.DISTRUSTED:
-                found.banned_because = found.banned_because or _said(word)
-            elif "quarantine" in stems:
-                found.banned_because = found.banned_because or self._ban(folder, schema)
-        return found
-
-    def _ban(self, folder: VerdictFolder, schema: Digest) -> str:
-        """Return why a folder's quarantine bans a schema. One that cannot be read bans too: somebody had a reason to write it."""
-        damaged: list[DamagedError] = []
-        found = folder.get(schema, "quarantine", damaged)
-        self._note_damaged(damaged)
-        if isinstance(found, Quarantine):
-            return f"{found.reason} ({found.detail})"
-        return f"its quarantine cannot be read ({damaged[0].reason}: {damaged[0].detail})" if damaged else ""
-
-    def _word(self, folder: VerdictFolder, schema: Digest, stems: frozenset[str]) -> Override | None:
-        damaged: list[DamagedError] = []
-        found = folder.latest_override(schema, stems, damaged)
-        self._note_damaged(damaged)
-        return found
-
-    def _is_validated(self, folder: VerdictFolder, schema: Digest, left_out: Digest) -> bool:
-        damaged: list[DamagedError] = []
-        found = folder.is_validated(schema, left_out, damaged)
-        self._note_damaged(damaged)
-        return found
-
-    def _note_damaged(self, damaged: Sequence[DamagedError]) -> None:
-        if damaged:
-            self._damaged.update(damage.reason for damage in damaged)
-
-    def _get(self, folder: VerdictFolder, name: str, stem: str) -> Verdict | None:
-        damaged: list[DamagedError] = []
-        found = folder.get(name, stem, damaged)
-        self._note_damaged(damaged)
-        return found
-
-    def _names(self, folder: VerdictFolder) -> frozenset[str]:
-        if folder not in self._folders:
-            self._folders[folder] = folder.folders()
-        return self._folders[folder]
-
-    def _listed_refusals(self) -> dict[Digest, dict[Digest, VerdictFolder]]:
-        found: dict[Digest, dict[Digest, VerdictFolder]] = {}
-        for folder in self._verdicts or ():
-            for stem in folder.stems(REFUSED) if REFUSED in self._names(folder) else ():
-                key, _, content = stem.partition("-")
-                found.setdefault(Digest(key), {})[Digest(content)] = folder
-        return found
-
     def _has_room(self, schema: Digest) -> bool:
-        own = next((stems for folder, stems in self._known(schema).stems if self._verdicts and folder is self._verdicts.own), frozenset())
+        own = next(
+            (stems for folder, stems in self._known(schema).said.stems if self._verdicts and folder is self._verdicts.own), frozenset()
+        )
         stored = {stem.removeprefix(VALIDATION) for stem in own if stem.startswith(VALIDATION)}
         count = len(stored | self._agreed.get(schema, set()))
         if count >= MAX_VALIDATIONS:
@@ -346,7 +272,3 @@ class Ledger:
         if topic not in self._warned:
             self._warned.add(topic)
             logger.warning(message, *values)
-
-
-def _said(word: Override) -> str:
-    return f"{word.word} by {word.who}: {word.why}"

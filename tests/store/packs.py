@@ -49,6 +49,10 @@ class CountingReader:
         self.counts["ask"] += 1
         return FILES.exists(path)
 
+    def changed_unix_ns(self, directory):
+        self.counts["time"] += 1
+        return FILES.changed_unix_ns(directory)
+
     def names(self, directory):
         self.counts["list"] += 1
         return FILES.names(directory)

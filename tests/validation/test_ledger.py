@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fi_cachestore.store.verdicts import VerdictFolder
 from fi_cachestore.testing.faults import DISK_FULL, FaultyWriter, fail_at
 from fi_cachestore.testing.samples import sample_record, sample_schema
 from fi_cachestore.validation import ledger as ledger_module
+from fi_cachestore.validation import stored as stored_module
 from fi_cachestore.validation.ledger import Ledger, Standing
 from tests.store.test_damaged_files import make_dangling_link, make_file, make_link_to_device, make_loop, make_socket, make_sparse
 from tests.validation.samples import CONTRADICTION, NOW_NS, RECORD, SCHEMA, digest_of, left_out, seen, side
@@ -209,6 +211,10 @@ class CountingReader(OsFileSystem):
         self.operations.append(("list", Path(directory).name))
         return super().names(directory)
 
+    def changed_unix_ns(self, directory):
+        self.operations.append(("time", Path(directory).name))
+        return super().changed_unix_ns(directory)
+
 
 def test_asking_again_reads_nothing(root):
     promote(open_ledger(root))
@@ -241,6 +247,105 @@ def test_a_validated_schema_costs_one_listing_and_one_file_and_nothing_is_decode
     assert ledger.refuses_nothing()
     each = [(("list", schema.digest), ("read", f"validation-{digest_of(0)}.0.rec")) for schema in schemas]
     assert reader.operations == [("list", "verdicts"), *(operation for pair in each for operation in pair)]
+
+
+# -- reading ahead ----------------------------------------------------------------------------------------------------------------
+
+MANY = [sample_schema(number) for number in range(1, 8)]
+
+
+def settle(root, seconds=10):
+    """Have the folders of all schemas changed some time ago."""
+    for folder in (root / "verdicts").iterdir():
+        at_ns = time.time_ns() - seconds * 10**9
+        os.utime(folder, ns=(at_ns, at_ns))
+
+
+def opened_with_a_clock(root, *, now_unix_ns=time.time_ns):
+    reader = CountingReader()
+    return Ledger(open_root(root, durable=False, reader=reader).verdicts, now_unix_ns), reader
+
+
+@pytest.fixture
+def seven(root):
+    """Seven validated schemas, settled."""
+    for schema in MANY:
+        promote(open_ledger(root), schema=schema)
+    settle(root)
+    return root
+
+
+def operations_of_each(ledger, reader, schemas=MANY):
+    """Ask for schemas one after the other; return what each question read."""
+    found = []
+    for schema in schemas:
+        reader.operations.clear()
+        assert standing(ledger, 0, schema) is VALIDATED
+        found.append([what for what, _ in reader.operations])
+    return found
+
+
+def test_from_the_fourth_schema_on_all_are_read_in_one_go_and_later_questions_ask_for_a_time(seven):
+    ledger, reader = opened_with_a_clock(seven)
+    first, second, third, fourth, *later = operations_of_each(ledger, reader)
+    assert (first, second, third) == (["list", "list", "read"], ["list", "read"], ["list", "read"])
+    assert fourth == ["time", "list", "read", "read"] * len(MANY) + ["time"]
+    assert later == [["time"]] * 3
+    reader = CountingReader()
+    without = Ledger(open_root(seven, durable=False, reader=reader).verdicts)
+    assert operations_of_each(without, reader)[4:] == [["list", "read"]] * 3, "without a clock one by one"
+
+
+def test_a_quarantine_that_is_written_after_reading_ahead_is_seen_at_the_first_question(seven):
+    ledger, reader = opened_with_a_clock(seven)
+    operations_of_each(ledger, reader, MANY[:5])
+    quarantine(open_ledger(seven), MANY[5])
+    open_ledger(seven).override(MANY[6].digest, Word.DISTRUSTED, "root@host", "said so", NOW_NS)
+    assert [standing(ledger, 0, schema) for schema in MANY[4:]] == [VALIDATED, QUARANTINED, QUARANTINED]
+
+
+def test_a_folder_that_was_changed_just_now_is_not_believed_to_be_unchanged_by_its_time(seven):
+    """A second change within the grain of the clock would leave the same time."""
+    settle(seven, seconds=0)
+    ledger, reader = opened_with_a_clock(seven)
+    assert operations_of_each(ledger, reader)[4:] == [["list", "read"]] * 3
+
+
+def test_a_time_in_the_future_or_none_at_all_proves_nothing(seven, monkeypatch):
+    settle(seven, seconds=-1000)
+    ledger, reader = opened_with_a_clock(seven)
+    assert operations_of_each(ledger, reader)[4:] == [["list", "read"]] * 3
+    monkeypatch.setattr(OsFileSystem, "changed_unix_ns", lambda *_: None)
+    ledger, reader = opened_with_a_clock(seven)
+    assert operations_of_each(ledger, reader)[4:] == [["list", "read"]] * 3
+
+
+def test_what_is_banned_damaged_or_seen_with_many_values_is_not_read_ahead_and_counts_as_before(seven):
+    quarantine(open_ledger(seven), MANY[4])
+    for rank in range(2, 8):
+        promote(open_ledger(seven), rank, MANY[5])
+    for path in (seven / "verdicts" / MANY[6].digest).iterdir():
+        path.write_bytes(b"damaged")
+    settle(seven)
+    ledger, _ = opened_with_a_clock(seven)
+    assert [standing(ledger, 0, schema) for schema in MANY] == [VALIDATED] * 4 + [QUARANTINED, VALIDATED, UNPROVEN]
+    assert ledger.damaged() == {"corrupt": 1}
+
+
+def test_refreshing_forgets_what_was_read_ahead(seven):
+    ledger, reader = opened_with_a_clock(seven)
+    operations_of_each(ledger, reader, MANY[:5])
+    for path in (seven / "verdicts" / MANY[6].digest).iterdir():
+        path.write_bytes(b"damaged")
+    settle(seven)
+    ledger.refresh()
+    assert [standing(ledger, 0, schema) for schema in MANY] == [VALIDATED] * 6 + [UNPROVEN]
+
+
+def test_a_root_with_very_many_schemas_is_not_read_through(seven, monkeypatch):
+    monkeypatch.setattr(stored_module, "_MAX_AHEAD", len(MANY) - 1)
+    ledger, reader = opened_with_a_clock(seven)
+    assert operations_of_each(ledger, reader)[4:] == [["list", "read"]] * 3
 
 
 def test_nothing_is_refused_until_something_is(ledger, root):
