@@ -6,8 +6,7 @@ Prints one JSON document. Each start is a process of its own; cold starts (on em
 their medians. Bytecode is compiled first, as installing does. Kernel times are medians of CUDA graph replays.
 
 Tuning uses the eager measurement policy: timing cuDNN tactics under graph capture has left torch's random generator unusable on this
-kind of machine. It counts what a call costs on the host, as eager serving pays it; replays of a graph do not pay it. A third side,
-``ours, kernel time``, therefore tunes with events behind a delay kernel (FlashInfer's v2 keeps nothing measured with that timer).
+kind of machine.
 """
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ DEPTH = COLUMNS = 4096
 MAX_ROWS = 512
 ROWS = (1, 16, 64, 128, 256, 512)
 BACKENDS = ("cudnn", "cublas", "auto")
-SIDES = {"v2": "auto", "ours": "auto", "ours, kernel time": "events"}
-"""Each side's timer; ``auto`` is what the eager policy stands for."""
-COLD_STARTS = ("v2", "ours", "ours, kernel time", "ours", "v2")
+SIDES = ("v2", "ours")
+COLD_STARTS = ("v2", "ours", "ours", "v2")
 WARM_STARTS = 7
 CALLS_PER_GRAPH, REPLAYS = 20, 50
 
@@ -57,7 +55,7 @@ def call(rows: int, backend: str) -> Any:
 def session(which: str, root: str) -> Iterator[None]:
     from flashinfer.autotune_cache import MeasurementPolicy, autotune_v2
 
-    policy = MeasurementPolicy(execution_mode="eager", _timer=SIDES[which])
+    policy = MeasurementPolicy(execution_mode="eager")
     if which != "v2":
         import fi_cachestore
 

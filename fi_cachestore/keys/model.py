@@ -9,11 +9,11 @@ from typing import Any, Final
 from fi_cachestore.errors import NotCanonicalError
 from fi_cachestore.keys.canonical import Value, decode_field, encode, encode_field
 from fi_cachestore.keys.digest import Digest, key_digest, part_digest
-from fi_cachestore.keys.fields import SHARED_BYTES, SHARED_COUNT, cut_fields, join_fields, shared, split_fields, split_tuple
+from fi_cachestore.keys.fields import SHARED_BYTES, SHARED_COUNT, Layout, join_fields, shared, split_tuple
 from fi_cachestore.keys.render import render
 
 _KIND: Final = "fi_cachestore.key/1"
-_PARTS: Final = ("op", "runner", "params", "inputs", "arguments", "profile", "policy", "extras", "environment")
+_LAYOUT: Final = Layout(_KIND, ("op", "runner", "params", "inputs", "arguments", "profile", "policy", "extras", "environment"))
 _TYPES: Final[dict[str, type]] = {
     "op": str,
     "runner": str,
@@ -131,9 +131,9 @@ class TuneKey:
             NotCanonicalError: the bytes are not those of a key of this format.
         """
         try:
-            parts = _parts(cut_fields(_KIND, _PARTS, data))
+            parts = _parts(_LAYOUT.cut(data))
         except NotCanonicalError:  # the name of a part may stand inside another one
-            parts = _parts(split_fields(_KIND, _PARTS, data))
+            parts = _parts(_LAYOUT.split(data))
         identity = RunnerIdentity(parts.pop("runner"), parts.pop("params"))
         key = cls(runner=identity, **parts)
         vars(key)["canonical"] = data  # splitting and decoding have shown that encoding gives these bytes

@@ -11,10 +11,11 @@ from typing import Any, Final, TypeAlias
 from fi_cachestore.errors import NotCanonicalError
 from fi_cachestore.keys.canonical import Named, Value, encode
 from fi_cachestore.keys.digest import Digest, is_digest, left_out_digest_of, schema_digest
-from fi_cachestore.keys.fields import cut_fields, encode_each, join_fields, list_items, shared
+from fi_cachestore.keys.fields import Layout, encode_each, join_fields, list_items, shared
 
 _KIND: Final = "fi_cachestore.schema/1"
 _FIELDS: Final = ("op", "runner", "parameters", "contract", "environment")
+_LAYOUT: Final = Layout(_KIND, _FIELDS)
 _KIND_BYTES, _NO_OP = encode(_KIND), encode("")
 _BEFORE_RUNNER: Final = encode("runner")
 _BEFORE_OP: Final = join_fields(_KIND, dict.fromkeys(_FIELDS, b"")).partition(_BEFORE_RUNNER)[0]
@@ -81,7 +82,7 @@ def stored_digest(data: bytes) -> Digest:
 @shared
 def _stored_beside_op(data: bytes) -> bytes:
     """Return what ``_beside_op`` does, for a stored schema that had another op."""
-    parts = cut_fields(_KIND, _FIELDS, data)
+    parts = _LAYOUT.cut(data)
     count, rows = list_items(parts["parameters"])
     return b"".join([parts["runner"], parts["contract"], parts["environment"], encode(count), rows])
 

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from fi_cachestore.errors import DamagedError, NotCanonicalError
 from fi_cachestore.keys.canonical import Named, Value, decode_field, encode
 from fi_cachestore.keys.digest import Digest, content_digest, is_digest, tactics_digest
-from fi_cachestore.keys.fields import cut_fields, shared, split_fields
+from fi_cachestore.keys.fields import Layout, shared
 from fi_cachestore.keys.model import TuneKey
 from fi_cachestore.keys.schema import LeftOut, is_left_out
 from fi_cachestore.records.envelope import MissReason
@@ -73,7 +73,7 @@ class Evidence:
     left_out: LeftOut = field(default_factory=dict)
 
 
-_FIELDS: Final = ("key", "measurements", "space", "default_raced", "provenance", "evidence")
+_LAYOUT: Final = Layout(_KIND, ("key", "measurements", "space", "default_raced", "provenance", "evidence"))
 _PROVENANCE_COUNT: Final = len(Provenance.__slots__)
 
 
@@ -143,9 +143,9 @@ class Record:
         """
         try:
             try:
-                return cls(**_decoded(cut_fields(_KIND, _FIELDS, body)))
+                return cls(**_decoded(_LAYOUT.cut(body)))
             except (NotCanonicalError, TypeError, ValueError):  # the name of a field may stand inside another one
-                return cls(**_decoded(split_fields(_KIND, _FIELDS, body)))
+                return cls(**_decoded(_LAYOUT.split(body)))
         except (NotCanonicalError, TypeError, ValueError) as error:
             raise DamagedError(MissReason.CORRUPT, f"not a record: {type(error).__name__}: {error}"[:200]) from error
 

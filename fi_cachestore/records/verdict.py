@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 from fi_cachestore.errors import DamagedError, NotCanonicalError
 from fi_cachestore.keys.canonical import Named, Value, decode_field
 from fi_cachestore.keys.digest import Digest, is_digest
-from fi_cachestore.keys.fields import cut_fields, shared
+from fi_cachestore.keys.fields import Layout, shared
 from fi_cachestore.keys.schema import KeySchema, LeftOut, is_left_out, left_out_digest, stored_digest
 from fi_cachestore.records.envelope import MissReason
 from fi_cachestore.records.observation import Sample, Side, sample_from, side_from, side_value
@@ -26,6 +26,7 @@ MAX_NUMBER: Final = 99_999_999
 _MAX_TEXT_CHARS: Final = 2000
 _VALIDATION_KIND: Final = "fi_cachestore.validation/1"
 _VALIDATION_FIELDS: Final = ("schema", "left_out", "writer", "reader", "samples", "unix_ns")
+_VALIDATION_LAYOUT: Final = Layout(_VALIDATION_KIND, _VALIDATION_FIELDS)
 
 
 class Word(StrEnum):
@@ -207,7 +208,7 @@ def validated_by(body: bytes) -> tuple[Digest, Digest] | None:
     They are those of a schema and of left-out values if they are the digests of such; the rest, which is for people, is not looked at.
     """
     try:
-        parts = cut_fields(_VALIDATION_KIND, _VALIDATION_FIELDS, body)
+        parts = _VALIDATION_LAYOUT.cut(body)
         return stored_digest(parts["schema"]), _left_out_digest(parts["left_out"])
     except NotCanonicalError:
         return None

@@ -20,12 +20,11 @@ from fi_cachestore.keys.canonical import (
 from fi_cachestore.keys.fields import (
     SHARED_BYTES,
     SHARED_COUNT,
-    cut_fields,
+    Layout,
     encode_each,
     join_fields,
     list_items,
     shared,
-    split_fields,
     split_tuple,
 )
 from fi_cachestore.keys.model import RunnerIdentity, TuneKey
@@ -99,16 +98,16 @@ VALUES = st.recursive(
 def test_fields_come_apart_as_they_were_joined(values):
     fields = {name: encode_field(value, name) for name, value in values.items()}
     joined = join_fields("kind", fields)
-    assert split_fields("kind", tuple(values), joined) == fields
-    cut = cut_fields("kind", tuple(values), joined)
+    assert Layout("kind", tuple(values)).split(joined) == fields
+    cut = Layout("kind", tuple(values)).cut(joined)
     assert cut == fields or not all(map(is_one_value, cut.values()))
     assert {name: encode(decode_field(part)) for name, part in fields.items()} == {name: encode(value) for name, value in values.items()}
     for wrong in (joined + b"\0", joined[:-1], joined[1:]):
         with pytest.raises(NotCanonicalError):
-            split_fields("kind", tuple(values), wrong)
+            Layout("kind", tuple(values)).split(wrong)
     for names in (("a", "b"), ("a", "b", "other"), (*values, "z")):
         with pytest.raises(NotCanonicalError):
-            split_fields("kind", names, joined)
+            Layout("kind", names).split(joined)
 
 
 @given(st.lists(VALUES, max_size=20))
@@ -201,7 +200,7 @@ def test_the_name_of_a_part_may_stand_inside_any_part(part, inside):
 def test_other_fields_are_not_cut(cut):
     wrong = b"\x91\x00" if cut == "head" else CANONICAL.replace(b"policy", b"polity")
     with pytest.raises(NotCanonicalError):
-        cut_fields("fi_cachestore.key/1", tuple(PARTS), wrong)
+        Layout("fi_cachestore.key/1", tuple(PARTS)).cut(wrong)
 
 
 # -- values one after the other ---------------------------------------------------------------------------------------------------
