@@ -96,11 +96,16 @@ class SessionHandle:
     @contextlib.contextmanager
     def tuning(self) -> Iterator[None]:
         """Have the session measure what FlashInfer's tuning contexts bring up."""
-        self._count(1)
-        try:
+        if self._attached is None or self._state is None:
             yield
+            return
+        attached, state = self._attached, self._state
+        _count(attached, state, 1)
+        try:
+            with state.belonging_to(attached):
+                yield
         finally:
-            self._count(-1)
+            _count(attached, state, -1)
 
     @contextlib.contextmanager
     def committing(self) -> Iterator[None]:
@@ -125,12 +130,6 @@ class SessionHandle:
         if self._meeting is not None and self._state is not None:
             self._state.part(self._meeting, linger=linger)
             self._meeting = None
-
-    def _count(self, step: int) -> None:
-        if self._attached is not None and self._state is not None:
-            with _lock:
-                self._attached.tuning_count += step
-                self._state.forget()
 
 
 @contextlib.contextmanager
@@ -324,6 +323,12 @@ def _commit(attached: Attached, state: AdapterState) -> None:
             write_manifest(attached.root, *manifest(state.introspector.environments.of(device)))
     missing.keep(state)
     logger.info("session ended: %s", attached.session.report())
+
+
+def _count(attached: Attached, state: AdapterState, step: int) -> None:
+    with _lock:
+        attached.tuning_count += step
+        state.forget()
 
 
 def _detach(attached: Attached, state: AdapterState) -> None:

@@ -131,13 +131,20 @@ def environment_of(environment: Any) -> dict[str, str]:
 
 @contextlib.contextmanager
 def timings_averaged_over(process_group: Any) -> Iterator[None]:
-    """Give FlashInfer the process group, as its callers expect it during a session; at the end it has what it had."""
+    """Give FlashInfer the process group, as its callers expect it during a session; at the end it has what it had.
+
+    FlashInfer has one for all threads, and reads it while it measures. So it is changed only under the tuner's lock, which a thread
+    that measures holds, in a session of its own, from before it hides the group until it is done.
+    """
     if not hasattr(flashinfer.autotuner, "set_autotune_process_group"):
         yield  # an older FlashInfer averages nothing
         return
-    before = flashinfer.autotuner.get_autotune_process_group()
-    flashinfer.autotuner.set_autotune_process_group(process_group)
+    lock = flashinfer.autotuner.AutoTuner.get()._lock
+    with lock:
+        before = flashinfer.autotuner.get_autotune_process_group()
+        flashinfer.autotuner.set_autotune_process_group(process_group)
     try:
         yield
     finally:
-        flashinfer.autotuner.set_autotune_process_group(before)
+        with lock:
+            flashinfer.autotuner.set_autotune_process_group(before)

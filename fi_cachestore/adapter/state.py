@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Collection, Iterable, Mapping
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -100,6 +102,13 @@ class Attached:
     pin: Pin | None = None
 
 
+class _Own(threading.local):
+    """The sessions that one thread has opened tuning contexts of, the newest last."""
+
+    def __init__(self) -> None:
+        self.sessions: list[Attached] = []
+
+
 class AdapterState:
     """Shared by all threads of the process; the newest session comes first."""
 
@@ -115,7 +124,9 @@ class AdapterState:
         self.frames = Frames()
         self.objects = OwnObjects()
         self.trust = Memory()
+        self._own = _Own()
         self.attached: tuple[Attached, ...] = ()
+        self._own = _Own()
         self.aside: tuple[Attached, ...] = ()
         self.original = original
         self.suspended_because: str | None = None
@@ -196,8 +207,18 @@ class AdapterState:
 
     @property
     def tuning(self) -> Attached | None:
-        """The newest session with an open tuning context."""
-        return next((attached for attached in self.attached if attached.tuning_count > 0), None)
+        """The session with an open tuning context that a call made now belongs to: this thread's own, else the newest."""
+        own = next((known for known in reversed(self._own.sessions) if any(known is attached for attached in self.attached)), None)
+        return own or next((attached for attached in self.attached if attached.tuning_count > 0), None)
+
+    @contextlib.contextmanager
+    def belonging_to(self, attached: Attached) -> Iterator[None]:
+        """Have this thread's calls belong to a session, whatever other threads open meanwhile: its ranks wait for one another in it."""
+        self._own.sessions.append(attached)
+        try:
+            yield
+        finally:
+            self._own.sessions.pop()
 
     def suspend(self, why: str) -> None:
         """From now on keep everything in memory, and say so once."""

@@ -103,7 +103,8 @@ def _ranks(base: Path, profile_count: int) -> dict[str, Any]:
     _require("four ranks", sum(counts) == profile_count, f"{sum(counts)} profiles measured")
     served = [rank["served"] for rank in ranks]
     note(f"   all four serve {served[0]}")
-    _require("four ranks", all(one == served[0] for one in served) and -1 not in served[0].values(), f"they serve {served}")
+    is_tuned = any(tactic != -1 for tactic in served[0].values())  # on a busy machine the default may well be the fastest for one of them
+    _require("four ranks", all(one == served[0] for one in served) and is_tuned, f"they serve {served}")
     _title(f"5. The same ranks on another empty store; rank {_KILLED_RANK} is killed while it measures")
     others = [rank["without_one"] for rank in ranks if "without_one" in rank]
     note(

@@ -135,6 +135,37 @@ def inner_over(root):
     return outer.report().tuned_count, inner.report().tuned_count, tune("inner"), tune("outer")
 
 
+def two_threads(root):
+    """One thread opens a session, then another one its own; the first then tunes, and after it a thread that has none."""
+    opened, done = threading.Event(), threading.Event()
+
+    def other():
+        with fi_cachestore.autotune(root=root / "other"):
+            opened.set()
+            done.wait(60)
+
+    with timed(), fi_cachestore.autotune(root=root / "own"):
+        threads = [threading.Thread(target=other)]
+        threads[0].start()
+        opened.wait(60)
+        tune("mine")
+        threads.append(threading.Thread(target=lambda: tune("nobody's")))
+        threads[1].start()
+        threads[1].join()
+        done.set()
+        threads[0].join()
+    return {name: {record.key.op for record in records_of(root / name)} for name in ("own", "other")}
+
+
+def records_of(root):
+    store = fi_cachestore.open_store(root, read_only=True)
+    return [store.get(digest).entry for digest in store]
+
+
+def test_a_call_belongs_to_the_session_of_its_thread_and_where_that_has_none_to_the_newest(tmp_path):
+    assert fresh(two_threads, tmp_path) == {"own": {"mine"}, "other": {"nobody's"}}
+
+
 def test_an_inner_session_that_is_over_leaves_the_outer_one_tuning(tmp_path):
     assert fresh(inner_over, tmp_path) == (3, 3, (0, 2), (0, 2))
 

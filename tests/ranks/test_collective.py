@@ -3,6 +3,7 @@
 import threading
 import time
 
+import flashinfer.autotuner
 import pytest
 import torch
 import torch.distributed as dist
@@ -164,17 +165,23 @@ def looking(rank, root):
         seen.append(get_autotune_process_group() is None)
         return noisy(rank)(run, runner, tactic)
 
-    theirs = dist.new_group([0, 1])
+    theirs, is_locked = dist.new_group([0, 1]), []
     set_autotune_process_group(theirs)
+
+    def setting(group):
+        is_locked.append(AutoTuner.get()._lock._is_owned())  # a thread that measures holds it, and must not be disturbed
+        set_autotune_process_group(group)
+
+    flashinfer.autotuner.set_autotune_process_group = setting
     with cpu_timing(timer), fi_cachestore.autotune(root=root, group=dist.group.WORLD):
         inside = get_autotune_process_group() is dist.group.WORLD
         tune("op", [Backend()])
         inside &= get_autotune_process_group() is dist.group.WORLD
-    return inside, all(seen), get_autotune_process_group() is theirs
+    return inside, all(seen), get_autotune_process_group() is theirs, len(is_locked) > 1 and all(is_locked)
 
 
 def test_the_group_is_set_for_callers_hidden_from_local_measurements_and_given_back(tmp_path):
-    assert job(2, looking, tmp_path) == [(True, True, True)] * 2
+    assert job(2, looking, tmp_path) == [(True, True, True, True)] * 2
 
 
 def two_groups(rank, roots):
