@@ -21,6 +21,7 @@ from fi_cachestore.cli.output import note, print_json
 from fi_cachestore.errors import CacheStoreError
 from fi_cachestore.keys.diff import diff, show
 from fi_cachestore.keys.model import TuneKey
+from fi_cachestore.records.record import DEFAULT_TACTIC
 from fi_cachestore.store.open import open_store
 
 _TICK_S = 10.0
