@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = "fi_cachestore.bench/1"
+HERE = f"{Path(__file__).parents[1]}{os.sep}"
+"""The repository, which is somewhere else for everybody."""
 _TARGET = re.compile(r"(<=|>=) ([0-9.]+)( x| x faster)?")
 _COLUMNS = ("what", "ours", "peer", "ratio", "target", "met")
 
@@ -114,9 +116,15 @@ def machine() -> dict[str, Any]:
 
 
 def save(rows: Sequence[Row], path: Path, series: Sequence[Series] = ()) -> None:
-    """Write the rows, and what grows, as one JSON document, with the machine and the command."""
+    """Write the rows, and what grows, as one JSON document, with the machine and the command as it is given in the repository."""
     found = [asdict(row) | {"ratio": row.ratio, "met": row.met} for row in rows]
-    document = {"schema": SCHEMA, "command": sys.argv, "machine": machine(), "rows": found, "series": [asdict(one) for one in series]}
+    document = {
+        "schema": SCHEMA,
+        "command": [argument.removeprefix(HERE) for argument in sys.argv],
+        "machine": machine(),
+        "rows": found,
+        "series": [asdict(one) for one in series],
+    }
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
