@@ -1,6 +1,8 @@
+import json
+
 import pytest
 
-from benchmarks.rows import Row, Series, load, print_table, save, table
+from benchmarks.rows import HERE, Row, Series, load, print_table, save, table
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,9 @@ def test_rows_come_back_as_they_were_saved_and_the_table_shows_what_is_missed(tm
     print_table(rows)
     assert "bounded by Python" in (printed := capsys.readouterr().out)
     assert "0 of 1 targets met" in printed
+
+
+def test_the_command_is_kept_as_it_is_given_in_the_repository(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", [f"{HERE}benchmarks/one.py", "--out", f"{HERE}benchmarks/results/one.json"])
+    save([], tmp_path / "rows.json")
+    assert json.loads((tmp_path / "rows.json").read_text())["command"] == ["benchmarks/one.py", "--out", "benchmarks/results/one.json"]
