@@ -59,9 +59,7 @@ def choose(
     whole_call = encode([described.fingerprint, [profile.get_opt_shapes() for profile in profiles]])
     if not tuner.state.is_tuned(whole_call):
         if cuda.is_capturing():
-            tuner.state.note_ephemeral(op, cuda.CAPTURED)
-            decision = serve.answer(tuner, described)
-            return runners[decision.runner_index], decision.tactic
+            return _inside_a_capture(tuner, attached.session, described)
         if cardinality.stays_in_memory(tuner.state, attached.session, op):
             tuner.state.note_ephemeral(op, cardinality.TOO_MANY_KEYS)
             with tuner.memory_only():
@@ -74,6 +72,15 @@ def choose(
     if decision.in_memory_because:
         return serve.in_memory(tuner, decision, op, runners, config, inputs, kwargs)
     return runners[decision.runner_index], decision.tactic
+
+
+def _inside_a_capture(tuner: CacheStoreTuner, session: Session, described: Description) -> tuple[TunableRunner, Any]:
+    """Answer a call that nothing may be measured for now: by records, but among ranks, which have not agreed on any yet, by the default."""
+    tuner.state.note_ephemeral(described.op, cuda.CAPTURED)
+    if session.group is not None:
+        return described.runners[0], DEFAULT_TACTIC
+    decision = serve.answer(tuner, described)
+    return described.runners[decision.runner_index], decision.tactic
 
 
 def _is_seen_to(

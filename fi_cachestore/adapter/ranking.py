@@ -77,7 +77,7 @@ def _own_ranking(tuner: CacheStoreTuner, session: Session, view: RunnerView, rec
     if trust.why_not(tuner.state, session, view, record) is not None:
         return []
     usable = [value for value in ranked(record) if not session.choices.is_refused(record.digest, value)]
-    if cuda.is_capturing() and any(serve.needs_list(tuner.state, view, record, value) for value in usable):
+    if cuda.is_capturing() and any(serve.needs_list(view, value) for value in usable):
         return []
     objects = (serve.own_object(tuner, view, record, value) for value in usable)
     tactics = [tactic for is_known, tactic in objects if is_known]

@@ -197,7 +197,7 @@ def _chosen(tuner: CacheStoreTuner, described: Description, rows: Sequence[Recor
         if settled is not None and settled != pair_of(choice.record.digest, encode(choice.tactic)):
             continue
         if not any(attached.session.choices.is_refused(choice.record.digest, choice.tactic) for attached in tuner.state.attached):
-            if cuda.is_capturing() and needs_list(tuner.state, described.view(0, choice.runner_index), choice.record, choice.tactic):
+            if cuda.is_capturing() and needs_list(described.view(0, choice.runner_index), choice.tactic):
                 break  # not the next one: what never ran in this process may be loaded by its first run, and that ends a capture
             usable, tactic = resolve(tuner, described.view(0, choice.runner_index), choice)
             if usable:
@@ -268,9 +268,9 @@ def own_object(tuner: CacheStoreTuner, view: RunnerView, record: Record, value: 
         return False, None
 
 
-def needs_list(state: AdapterState, view: RunnerView, record: Record, value: Value) -> bool:
-    """Whether a runner would have to be asked for its list, which may measure, before a stored tactic may be used."""
-    return view.contract.checks_size or not (is_plain_value(value) or state.objects.get(record.digest, encode(value))[0])
+def needs_list(view: RunnerView, value: Value) -> bool:
+    """Whether a runner is asked for its list, which may measure, before a stored tactic is used. The same on all ranks, whoever measured."""
+    return view.contract.checks_size or not is_plain_value(value)
 
 
 def _fits_size(state: AdapterState, view: RunnerView, record: Record) -> bool:

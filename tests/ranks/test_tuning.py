@@ -10,6 +10,7 @@ import fi_cachestore
 from fi_cachestore.config import Mode
 from fi_cachestore.testing.cpu_timing import cpu_timing
 from tests.adapter.believing import believe
+from tests.adapter.test_capture import capture
 from tests.ranks.job import job
 from tests.ranks.runners import MEASURED_PER_PROFILE, PROFILE_COUNT, Backend, Other, Sharp, Short, answer, noisy, tune, tune_in_turn
 
@@ -193,3 +194,21 @@ def unusable_root(rank, root):
 def test_a_rank_without_a_root_makes_all_ephemeral(tmp_path):
     (tmp_path / "file").write_text("no directory")
     assert job(2, unusable_root, tmp_path) == [Mode.EPHEMERAL] * 2
+
+
+def tuned_alone(rank, root):
+    with cpu_timing(noisy(rank)), fi_cachestore.autotune(root=root):
+        tune("op", [Sharp()])
+
+
+def captured(rank, roots):
+    with cpu_timing(noisy(rank)), fi_cachestore.autotune(root=roots[rank], group=dist.group.WORLD):
+        with capture():
+            inside = tune("op", [Sharp()])[1]
+        return inside, tune("op", [Sharp()])[1]
+
+
+def test_inside_a_capture_ranks_that_have_agreed_on_nothing_get_the_default_though_one_has_a_record(tmp_path):
+    job(1, tuned_alone, tmp_path / "0")
+    believe(tmp_path / "0")
+    assert job(2, captured, [tmp_path / "0", tmp_path / "1"]) == [(-1, 2)] * 2
