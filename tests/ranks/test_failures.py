@@ -21,7 +21,7 @@ from tests.ranks.runners import PROFILE_COUNT, Backend, Other, answer, noisy, tu
 
 OPS = [f"op{number}" for number in range(4)]
 PROFILES = len(OPS) * 2 * PROFILE_COUNT
-QUICK = {"FI_CACHESTORE_DEAD_AFTER_S": "3"}  # as quick as the ranks of two jobs on two busy cores can reach each other
+QUICK = {"FI_CACHESTORE_DEAD_AFTER_S": "3"}  # a live store answers within it on two busy cores
 
 
 def served(ops=OPS):
@@ -39,9 +39,8 @@ def known_count(report):
     return report.hit_count + report.tuned_count + report.waited_count
 
 
-def warm_up(rank, root, timer=None, entered=lambda: None):
+def warm_up(rank, root, timer=None):
     with cpu_timing(timer or noisy(rank)), fi_cachestore.autotune(root=root, group=dist.group.WORLD) as session:
-        entered()
         for op in OPS:
             tune(op, [Backend(), Other()])
     return served(), session.report()
@@ -113,22 +112,15 @@ MOMENTS = [
 
 
 def killed_at(rank, root, who, moment):
-    """``who`` kills itself before or after it does something for the ``number``-th time, at the latest at its end.
-
-    By then all ranks have met: those who have not when the store goes away tune for themselves, which is another test.
-    """
+    """``who`` kills itself before or after it does something for the ``number``-th time, at the latest at its end."""
     method, number, when = moment
-    calls, entered = [], root.with_name(f"{root.name} entered")
-    entered.mkdir(exist_ok=True)
+    calls = []
 
     def once_more():
         calls.append(1)
         return rank == who and len(calls) == number
 
     def kill():
-        deadline = time.monotonic() + 20
-        while len(list(entered.iterdir())) < 3 and time.monotonic() < deadline:
-            time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def timer(run, runner, tactic):
@@ -149,7 +141,7 @@ def killed_at(rank, root, who, moment):
         return found
 
     with mock.patch.object(Ranks, real.__name__, counted):
-        found = warm_up(rank, root, timer, (entered / str(rank)).touch)
+        found = warm_up(rank, root, timer)
     if rank == who:
         kill()  # the others were faster: it never came to its moment
     return found
