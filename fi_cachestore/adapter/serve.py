@@ -269,7 +269,7 @@ def own_object(tuner: CacheStoreTuner, view: RunnerView, record: Record, value: 
 
 
 def needs_list(view: RunnerView, value: Value) -> bool:
-    """Whether a runner is asked for its list, which may measure, before a stored tactic is used. The same on all ranks, whoever measured."""
+    """Whether a runner is asked for its list, which may measure, before a stored tactic is used. The same on all ranks."""
     return view.contract.checks_size or not is_plain_value(value)
 
 
