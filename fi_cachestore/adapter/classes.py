@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any, Final
 
 from flashinfer.autotuner import TunableRunner
 
+from fi_cachestore.adapter.bodies import Same, same_as
 from fi_cachestore.adapter.introspect import Introspector
 from fi_cachestore.adapter.members import Attributes, Cells, ClassPlan, Facts, cells_of, is_current, look_at_owner, read_rest
 from fi_cachestore.adapter.purity import Purity, purity_of
@@ -31,32 +32,33 @@ _order: Final = attrgetter("__mro__")
 
 @dataclass(frozen=True, slots=True)
 class Lasting:
-    """Classes that a module holds, with their functions, which last as long: they are compared as they are."""
+    """Classes that a module holds, with their functions, which last as long: they are compared as they are.
+
+    ``functions`` may have more than theirs, which are looked at with them.
+    """
 
     classes: tuple[type, ...]
     orders: list[tuple[type, ...]]
     rows: tuple[tuple[Mapping[str, Any], int, Getter, tuple[Any, ...]], ...]
-    parts: tuple[tuple[FunctionType, CodeType, Any], ...]
+    functions: tuple[FunctionType, ...]
+    are_same: Same
 
     def is_current(self) -> bool:
         """Whether the classes are as they were looked at."""
         for members, count, functions, known in self.rows:
             if len(members) != count or functions(members) != known:
                 return False
-        for function, code, defaults in self.parts:
-            if function.__code__ is not code or function.__defaults__ is not defaults:
-                return False
-        return [*map(_order, self.classes)] == self.orders
+        return self.are_same(self.functions) and [*map(_order, self.classes)] == self.orders
 
 
-def merged(known: Sequence[Lasting | None]) -> Lasting:
-    """Return several classes as one, with what they share once."""
+def merged(known: Sequence[Lasting | None], more: Sequence[FunctionType] = ()) -> Lasting:
+    """Return several classes as one, with what they share once, and with more functions."""
     each = [lasting for lasting in known if lasting is not None]
     classes = tuple(dict.fromkeys(cls for lasting in each for cls in lasting.classes))
     rows = {id(row[0]): row for lasting in each for row in lasting.rows}
-    functions = tuple(function for row in rows.values() for member in row[3] for function in functions_in(member))
-    parts = tuple((function, function.__code__, function.__defaults__) for function in functions)
-    return Lasting(classes, [*map(_order, classes)], tuple(rows.values()), parts)
+    members = (function for row in rows.values() for member in row[3] for function in functions_in(member))
+    functions = tuple(dict.fromkeys((*more, *members)))
+    return Lasting(classes, [*map(_order, classes)], tuple(rows.values()), functions, same_as(functions))
 
 
 class Classes:
@@ -190,7 +192,7 @@ def _lasting(cls: type, plan: ClassPlan) -> Lasting:
     for owner, has in zip(cls.__mro__, plan.owners):  # noqa: B905 - the owners come first
         members = getter([*has.names, *has.wrapped])
         rows.append((vars(owner), has.count, members, members(vars(owner))))
-    return merged([Lasting((cls,), [], tuple(rows), ())])
+    return merged([Lasting((cls,), [], tuple(rows), (), same_as(()))])
 
 
 def _tree(roles: Mapping[str, Any]) -> dict[str, Any]:

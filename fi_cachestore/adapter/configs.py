@@ -11,11 +11,12 @@ import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any, Final
 
 from flashinfer.autotuner import TuningConfig
 
+from fi_cachestore.adapter.bodies import Same, same_as
 from fi_cachestore.adapter.readings import Readings, UnreadableError, is_scalar, kept
 from fi_cachestore.adapter.rounding import known_rounding
 
@@ -37,13 +38,23 @@ class ConfigPlan:
     facts: tuple[Any, ...]
     specs: list[tuple[Any, ...]]
     constraints: list[tuple[Any, ...]]
-    functions: list[tuple[FunctionType, CodeType, tuple[Any, ...] | None]]
+    functions: tuple[FunctionType, ...]
+    are_same: Same
     loose: tuple[FunctionType, ...]
     number: int
     readings: Readings
 
+    @property
+    def mappers(self) -> list[Any]:
+        """Its bucket mappers, in the order of its specs."""
+        return [spec[-1] for spec in self.specs]
+
     def is_current(self, config: TuningConfig) -> bool:
         """Whether this is the config, with the same specs and functions as before, and these with the same code and defaults."""
+        return self.has_parts_of(config) and self.are_same(self.functions)
+
+    def has_parts_of(self, config: TuningConfig) -> bool:
+        """Whether this is the config, with the same specs and functions as before; not what has become of ``functions``."""
         facts = _facts(config)
         if self.ref() is not config or facts != self.facts or facts[0] is not self.facts[0] or facts[1] is not self.facts[1]:
             return False
@@ -54,9 +65,6 @@ class ConfigPlan:
                 return False
         for rule, place, dim, infer in self.constraints:
             if rule.input_idx is not place or rule.dim_idx is not dim or rule.infer_shape is not infer:
-                return False
-        for function, code, defaults in self.functions:
-            if function.__code__ is not code or function.__defaults__ is not defaults or function.__kwdefaults__:
                 return False
         return True
 
@@ -87,14 +95,14 @@ class Configs:
         specs = [(spec, *_spec_facts(spec)) for spec in facts[0]]
         constraints = [(rule, *_constraint_facts(rule)) for rule in facts[1]]
         rows = [item for _, *row in (*specs, *constraints) for item in row]
-        functions = [(item, item.__code__, item.__defaults__) for item in rows if isinstance(item, FunctionType)]
+        functions = tuple(dict.fromkeys(item for item in rows if isinstance(item, FunctionType)))
         readings = self._readings_for([spec[-1] for spec in specs])
         content = (len(specs), readings.of(facts[2:]), *map(readings.of, rows))
         number = self._numbers_by_content.get(content)
         if number is None:
             number = kept(self._numbers_by_content, content, next(self._numbers))
-        loose = tuple(function for function, _, _ in functions if function.__closure__ and known_rounding(function) is None)
-        made = ConfigPlan(weakref.ref(config), facts, specs, constraints, functions, loose, number, readings)
+        loose = tuple(function for function in functions if function.__closure__ and known_rounding(function) is None)
+        made = ConfigPlan(weakref.ref(config), facts, specs, constraints, functions, same_as(functions), loose, number, readings)
         is_tame = type(facts[0]) is type(facts[1]) is tuple and all(map(_is_tame, (*facts[2:], *rows)))
         return kept(self._known, id(config), made, _MAX_CONFIGS) if is_tame else made
 

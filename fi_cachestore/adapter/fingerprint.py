@@ -38,6 +38,7 @@ from fi_cachestore.adapter.values import attributes
 Fingerprint = tuple[Any, ...]
 
 _name: Final = attrgetter("__qualname__")
+_address: Final = object.__hash__  # as ``id``, which is announced to audit hooks each time
 _MAX_ANEW: Final = 128  # a config that is made for each call makes a new one each time
 _LASTING: Final = ATOMS | TENSORS | {float, tuple, list, dict, set, frozenset}
 
@@ -67,7 +68,7 @@ class _Straight:
 
     def read(self, runners: Sequence[TunableRunner], config: TuningConfig, inputs: Sequence[Any]) -> Fingerprint | None:
         """Return the fingerprint of such a call, ``None`` where it is not what was looked at."""
-        if not self.config.is_current(config) or not self.classes.is_current():
+        if not self.config.has_parts_of(config) or not self.classes.is_current():
             return None
         values = [*self.atoms(inputs)]
         try:
@@ -93,12 +94,12 @@ class _Anew:
 
     def read(self, runners: Sequence[TunableRunner], config: TuningConfig, inputs: Sequence[Any]) -> Fingerprint | None:
         """Return the fingerprint of such a call, ``None`` where it is not what was looked at."""
-        if not self.config.is_current(config):
+        if not self.config.has_parts_of(config):
             return None
         values = [*self.atoms(inputs)]
         loose: list[Hashable] = []
         try:
-            if not self.made.read(runners, inputs, values, loose, self.config.readings):
+            if not self.made.read(runners, inputs, values, loose, self.config):
                 return None
         except Exception:  # noqa: BLE001 - objects of runners: reading them at length meets the same
             return None
@@ -136,7 +137,7 @@ class Fingerprints:
         Raises:
             Exception: it has none. Objects of runners may raise anything when they are looked at.
         """
-        call = (op, id(config), *map(type, inputs), *map(_name, map(type, runners)))
+        call = (op, _address(config), *map(type, inputs), *map(_name, map(type, runners)))
         has = tuner.__dict__
         if kwargs or has["_override_local"].stack or has["_skip_ops_local"].stack or _is_in_force(has):
             return self._in_full(has, call, runners, config, inputs, kwargs)
@@ -202,7 +203,7 @@ class Fingerprints:
         if number is None:
             number = kept(self._numbers_by_content, content, next(self._numbers))
         rows = tuple((type(runner), len(vars(runner)), has.direct) for runner, (_, has) in zip(runners, read, strict=True))
-        made = _Straight(number, config, merged(lasting), tensors, given.tensors, given.atoms, rows)
+        made = _Straight(number, config, merged(lasting, config.functions), tensors, given.tensors, given.atoms, rows)
         kept(self._straight, call, made)
         return made
 
@@ -221,17 +222,16 @@ class Fingerprints:
 
         The config may be new each time, and the classes another's of the same name: the same call has the same one all the same.
         """
-        mappers = [spec[-1] for spec in known.specs]
         place = (
             known.number,
             given.number,
-            *(mapper if is_constant(mapper) else None for mapper in mappers),
+            *(mapper if is_constant(mapper) else None for mapper in known.mappers),
             *(has.number for _, has in read),
         )
         made = self._made.get(place)
         for is_known in (True, False):
             if not is_known:
-                made = made_of(runners, read, inputs, known.readings, mappers)
+                made = made_of(runners, read, inputs, known)
             if made is None:
                 continue
             content = ("made", call[0], known.number, given.number, made.content)

@@ -11,21 +11,21 @@ import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, is_
-from types import CellType, CodeType, FunctionType
+from types import CellType, FunctionType
 from typing import Any, Final
 
 import torch
 from flashinfer.autotuner import TunableRunner
 
+from fi_cachestore.adapter.bodies import Same, same_as
+from fi_cachestore.adapter.configs import ConfigPlan
 from fi_cachestore.adapter.members import Attributes, ClassPlan
-from fi_cachestore.adapter.readings import ATOMS, PLAIN, VARIES, Getter, Readings, getter
+from fi_cachestore.adapter.readings import ATOMS, PLAIN, VARIES, Getter, getter
 from fi_cachestore.adapter.roles import Role
 from fi_cachestore.adapter.standins import alignment
 from fi_cachestore.adapter.values import resource_kind
 
 _IS_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a type that is none lasts as long as the process
-_code: Final = attrgetter("__code__")
-_defaults: Final = attrgetter("__defaults__")
 _function: Final = attrgetter("__func__")
 _OTHER: Final = -1
 
@@ -44,20 +44,32 @@ class _Row:
     statics: Getter
     kinds: tuple[Any, ...]
     data: Getter | None
-    direct: Getter
-    special: Getter
+    direct: Getter | None
+    special: Getter | None
     extras_count: int | None
+
+    def read_statics(self, members: Mapping[str, Any], functions: list[FunctionType]) -> bool:
+        """Add the functions of static methods; say whether all are the kind of method that they were."""
+        for kind, member in zip(self.kinds, self.statics(members)):  # noqa: B905 - of one length
+            if type(member) is not kind:
+                return False
+            functions.append(member.__func__)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
 class _Items:
-    """How attributes that are no plain data, and the contents of closures, are read. ``loose`` are places, names and roles."""
+    """How attributes that are no plain data, and the contents of closures, are read. ``loose`` are places, names and roles.
+
+    ``once`` are the constants without repetition.
+    """
 
     values: Getter
     typed: Getter
     types: list[type]
     functions: Getter
     constants: tuple[FunctionType, ...]
+    once: tuple[FunctionType, ...]
     loose: tuple[tuple[int, str, Roles], ...]
 
 
@@ -67,8 +79,7 @@ class Made:
 
     content: Hashable
     rows: tuple[_Row, ...]
-    codes: tuple[CodeType, ...]
-    defaults: tuple[Any, ...]
+    are_same: Same
     closed: tuple[int, ...]
     same: tuple[tuple[int, int], ...]
     first: tuple[int, ...]
@@ -77,14 +88,14 @@ class Made:
     pointers: tuple[tuple[int, int], ...]
 
     def read(
-        self, runners: Sequence[TunableRunner], inputs: Sequence[Any], values: list[Any], loose: list[Hashable], readings: Readings
+        self, runners: Sequence[TunableRunner], inputs: Sequence[Any], values: list[Any], loose: list[Hashable], config: ConfigPlan
     ) -> bool:
-        """Read runners, and say whether they are like those that were looked at.
+        """Read runners, and say whether they are like those that were looked at, and so the functions of the config.
 
         Raises:
             Exception: they cannot be read, or are others. Objects of runners may raise anything when they are looked at.
         """
-        functions: list[FunctionType] = []
+        functions = [*config.functions]
         items: list[Any] = []
         for runner, row in zip(runners, self.rows):  # noqa: B905 - of one length
             cls, held = type(runner), runner.__dict__
@@ -94,13 +105,12 @@ class Made:
             if cls.__module__ != row.module:
                 return False
             functions += row.functions(members)
-            values += row.direct(held)
-            items += row.special(held)
-            statics: tuple[Any, ...] = row.statics(members) if row.kinds else ()
-            for kind, member in zip(row.kinds, statics):  # noqa: B905 - of one length
-                if type(member) is not kind:
-                    return False
-                functions.append(member.__func__)
+            if row.direct is not None:
+                values += row.direct(held)
+            if row.special is not None:
+                items += row.special(held)
+            if row.kinds and not row.read_statics(members, functions):
+                return False
             if row.data is not None:
                 values += row.data(members)
         if not (self._read_closures(functions, items) and self._is_same(functions, items)):
@@ -108,7 +118,7 @@ class Made:
         known = self.items
         values += known.values(items)
         if known.loose:
-            loose.extend([readings.parameter(name, items[index], node) for index, name, node in known.loose])
+            loose.extend([config.readings.parameter(name, items[index], node) for index, name, node in known.loose])
         return not self.is_asked or self._ask(runners, inputs, values)
 
     def _read_closures(self, functions: Sequence[FunctionType], items: list[Any]) -> bool:
@@ -125,13 +135,10 @@ class Made:
     def _is_same(self, functions: list[FunctionType], items: Sequence[Any]) -> bool:
         known = self.items
         if known.constants:
-            if not all(map(is_, known.functions(items), known.constants)):
+            if False in map(is_, known.functions(items), known.constants):
                 return False
-            functions += known.constants
-        for function, code, defaults in zip(functions, self.codes, self.defaults):  # noqa: B905 - of one length
-            if function.__code__ is not code or function.__defaults__ is not defaults or function.__kwdefaults__:
-                return False
-        return [*map(type, known.typed(items))] == known.types
+            functions += known.once
+        return self.are_same(functions) and [*map(type, known.typed(items))] == known.types
 
     def _ask(self, runners: Sequence[TunableRunner], inputs: Sequence[Any], values: list[Any]) -> bool:
         for runner, row in zip(runners, self.rows):  # noqa: B905 - of one length
@@ -149,13 +156,12 @@ def made_of(
     runners: Sequence[TunableRunner],
     read: Sequence[tuple[ClassPlan, Attributes]],
     inputs: Sequence[Any],
-    readings: Readings,
-    mappers: Sequence[Any],
+    config: ConfigPlan,
 ) -> Made | None:
     """Return how runners are read that were just read at length, ``None`` where one is of a class that is more than a few methods."""
     rows: list[_Row] = []
     content: list[Hashable] = []
-    functions: list[FunctionType] = []
+    functions = [*config.functions]
     closed, same, first = [], [], []
     attributes: list[tuple[str, Any, Roles]] = []
     contents: list[tuple[str, Any, Roles]] = []
@@ -181,15 +187,14 @@ def made_of(
         functions += [*own, *map(_function, statics)]
         rows.append(_row(runner, plan, has, statics, extras_count))
         content.append((has.number, plan.number, tuple(map(type, statics)), extras_count))
-    items, reading = _items([*attributes, *contents], readings, mappers)
-    functions += items.constants
+    items, reading = _items([*attributes, *contents], config)
+    functions += items.once
     given = dict(enumerate(inputs))  # calls that are read so have inputs of the same types: only tensors have addresses
     pointers = tuple((at, limit) for plan, _ in read for at, limit in plan.facts.pointers if isinstance(given.get(at), torch.Tensor))
     return Made(
         content=(*content, reading),
         rows=tuple(rows),
-        codes=tuple(map(_code, functions)),
-        defaults=tuple(map(_defaults, functions)),
+        are_same=same_as(functions),
         closed=tuple(closed),
         same=tuple(same),
         first=tuple(first),
@@ -210,8 +215,8 @@ def _row(runner: TunableRunner, plan: ClassPlan, has: Attributes, statics: Seque
         getter(list(owner.wrapped)),
         tuple(map(type, statics)),
         owner.data,
-        has.direct,
-        getter(list(has.special)),
+        has.direct if len(vars(runner)) > len(has.special) else None,
+        getter(list(has.special)) if has.special else None,
         extras_count,
     )
 
@@ -236,21 +241,23 @@ def _extras_count(runner: TunableRunner, plan: ClassPlan, inputs: Sequence[Any])
     return len(extras) if type(extras) is tuple and ATOMS.issuperset(map(type, extras)) else _OTHER
 
 
-def _items(named: Sequence[tuple[str, Any, Roles]], readings: Readings, mappers: Sequence[Any]) -> tuple[_Items, Hashable]:
+def _items(named: Sequence[tuple[str, Any, Roles]], config: ConfigPlan) -> tuple[_Items, Hashable]:
     """Sort items by how they are read; return with it what stands for those that are compared."""
     places: dict[str, list[int]] = {"value": [], "typed": [], "function": [], "loose": []}
     reading: list[Hashable] = []
     for index, (name, item, node) in enumerate(named):
-        kind = _kind(name, item, node, mappers)
+        kind = _kind(name, item, node, config.mappers)
         places[kind].append(index)
-        reading.append((name, kind if kind in ("value", "loose") else readings.parameter(name, item, node)))
+        reading.append((name, kind if kind in ("value", "loose") else config.readings.parameter(name, item, node)))
     values, typed, functions, loose = places.values()
+    constants = tuple(named[index][1] for index in functions)
     found = _Items(
         getter(values),
         getter(typed),
         [type(named[index][1]) for index in typed],
         getter(functions),
-        tuple(named[index][1] for index in functions),
+        constants,
+        tuple(dict.fromkeys(constants)),
         tuple((index, named[index][0], named[index][2]) for index in loose),
     )
     return found, tuple(reading)

@@ -208,8 +208,13 @@ class AdapterState:
     @property
     def tuning(self) -> Attached | None:
         """The session with an open tuning context that a call made now belongs to: this thread's own, else the newest."""
-        own = next((known for known in reversed(self._own.sessions) if any(known is attached for attached in self.attached)), None)
-        return own or next((attached for attached in self.attached if attached.tuning_count > 0), None)
+        for known in reversed(self._own.sessions):
+            if any(known is attached for attached in self.attached):
+                return known
+        for attached in self.attached:
+            if attached.tuning_count > 0:
+                return attached
+        return None
 
     @contextlib.contextmanager
     def belonging_to(self, attached: Attached) -> Iterator[None]:

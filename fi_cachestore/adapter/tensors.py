@@ -46,7 +46,7 @@ class Tensors:
             Exception: whatever torch raises for another tensor without strides.
         """
         is_alike, number = self._last
-        if any(map(_is_nested, tensors)):  # has no shape: torch's comparison ends the process
+        if True in map(_is_nested, tensors):  # has no shape: torch's comparison ends the process
             raise UnreadableError
         return number if is_alike(*tensors) else self._collected(tensors)
 

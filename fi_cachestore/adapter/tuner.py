@@ -151,6 +151,13 @@ class CacheStoreTuner(AutoTuner):
     def _override_cuda_graph_profile_replays(self) -> int | None:
         return super()._override_cuda_graph_profile_replays if self.has_context() else self._fi_cachestore.ambient().replays
 
+    def get_effective_map_to_tuning_buckets(self, tuning_config: TuningConfig, spec_idx: int = 0) -> Any:
+        """As FlashInfer's, by the rule in force. Runners ask for it each time they are made."""
+        rule = None if self.has_context() else self._fi_cachestore.ambient()
+        if rule is None or rule.buckets is not None or rule.round_up:
+            return super().get_effective_map_to_tuning_buckets(tuning_config, spec_idx)
+        return tuning_config.dynamic_tensor_specs[spec_idx].map_to_tuning_buckets
+
     @property
     def _effective_measure_policy(self) -> Any:
         inner = super()._effective_measure_policy
