@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fi_cachestore.coordination.agreement import DEFAULT, CallId, Pair, call_id, pair_of
@@ -22,6 +23,18 @@ Call = tuple[Digest, ...]
 _MAX_REMEMBERED: Final = 65536
 
 
+@dataclass(slots=True)
+class _Settled:
+    """What is known of settlements: of calls those that were asked for, of the store whether it has none at all."""
+
+    pairs: dict[CallId, Pair | None] = field(default_factory=dict)
+    is_store_empty: bool | None = None
+
+    def lasting(self) -> dict[CallId, Pair | None]:
+        """Return the pairs that were settled."""
+        return {call: pair for call, pair in list(self.pairs.items()) if pair is not None}
+
+
 class Choices:
     """Thread-safe; calls, refusals and settlements are added and never taken back."""
 
@@ -32,11 +45,10 @@ class Choices:
         self._record, self._store = record, settled
         self._calls: dict[CallId, Call] = {}
         self._refused: set[Pair] = set()
-        self._settled: dict[CallId, Pair | None] = {}
+        self._settled = _Settled()
         if earlier is not None:  # on disk it need not be
             self._refused |= earlier._refused  # noqa: SLF001 - the same class
-            self._settled |= {call: pair for call, pair in earlier._settled.items() if pair is not None}  # noqa: SLF001
-        self._is_empty: bool | None = None
+            self._settled.pairs |= earlier._settled.lasting()  # noqa: SLF001
         self._lock = threading.Lock()
 
     def note(self, call: Call) -> None:
@@ -55,26 +67,26 @@ class Choices:
 
     def settled(self, call: Call) -> Pair | None:
         """Return the pair that ranks settled for a call, now or in an earlier session; ``None`` where its records decide."""
-        if not self._settled and self._has_nothing():
+        known = self._settled  # a refresh meanwhile leaves it behind
+        if not known.pairs and self._has_nothing(known):
             return None
         name = call_id(call)
-        if name not in self._settled:
+        if name not in known.pairs:
             found = None if self._store is None else self._store.get(Digest(name.hex()))
-            if len(self._settled) >= _MAX_REMEMBERED:
-                return found.entry.pair if isinstance(found, Hit) else None
-            self._settled.setdefault(name, found.entry.pair if isinstance(found, Hit) else None)
-        return self._settled[name]
+            pair = found.entry.pair if isinstance(found, Hit) else None
+            return pair if len(known.pairs) >= _MAX_REMEMBERED else known.pairs.setdefault(name, pair)
+        return known.pairs[name]
 
-    def _has_nothing(self) -> bool:
-        if self._is_empty is None:
-            self._is_empty = self._store is None or next(iter(self._store), None) is None
-        return self._is_empty
+    def _has_nothing(self, known: _Settled) -> bool:
+        is_empty = known.is_store_empty
+        if is_empty is None:
+            is_empty = known.is_store_empty = self._store is None or next(iter(self._store), None) is None
+        return is_empty
 
     def refresh(self) -> None:
         """Forget that nothing was settled for a call."""
         with self._lock:
-            self._is_empty = None
-            self._settled = {call: pair for call, pair in self._settled.items() if pair is not None}
+            self._settled = _Settled(self._settled.lasting())
 
     def options(self, name: CallId) -> list[Pair]:
         """Return what this rank can use for a call it made, best first: what was settled before, then by its records."""
@@ -99,7 +111,8 @@ class Choices:
         agreement = group.commit({name: first_of(pairs) for name, pairs in firsts.items()}, firsts.__getitem__, records, stats)
         refusal: CacheStoreError | None = None
         for name, pair in agreement.settled.items():
-            self._settled[name] = pair
+            with self._lock:
+                self._settled.pairs[name] = pair
             if self._store is None or not group.is_writer():
                 continue
             try:

@@ -67,23 +67,24 @@ class Known:
         """Return what the disk has now, whatever is remembered; a record in memory stays the one that counts."""
         if self._records is None:
             return Miss(MissReason.ABSENT)
+        misses = self._misses  # a refresh meanwhile leaves it behind
         answer = self._records.get(digest)
         if isinstance(answer, Hit):
-            self._misses.pop(digest, None)
+            misses.pop(digest, None)
             if self.renewal is not None and not self.renewal.is_stale(answer.entry):
                 self._memory.replace(answer.entry)  # somebody else has renewed it
             kept = self._memory.publish(answer.entry)
             return Hit(kept.entry, kept.source) if isinstance(kept, Present) else answer
-        if digest not in self._misses:
+        if misses.setdefault(digest, answer) is answer:
             self._recorder.miss(answer.reason)
-        self._misses[digest] = answer
+        misses[digest] = answer
         return answer
 
     def refresh(self) -> None:
         """Forget remembered misses, so that what others published or packed since is found."""
         if self._records is not None:
             self._records.refresh()
-        self._misses.clear()
+        self._misses = {}
 
     def preload(self) -> None:
         """Take every record of the store into memory."""

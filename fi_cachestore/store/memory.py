@@ -11,7 +11,7 @@ from fi_cachestore.store.port import E, Hit, Miss, Present, Published
 
 
 class MemoryStore(Generic[E]):
-    """Entries in a dict. Thread-safe: each method is one dict operation."""
+    """Entries in a dict. Thread-safe: each method is one operation of a dict or list, of those that are atomic without a GIL too."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -33,7 +33,7 @@ class MemoryStore(Generic[E]):
 
     def starting_with(self, prefix: str) -> Iterator[Digest]:
         """Yield the digests that start so, in order."""
-        return iter(sorted(digest for digest in tuple(self._entries) if digest.startswith(prefix)))
+        return iter(sorted(digest for digest in list(self._entries) if digest.startswith(prefix)))
 
     def refresh(self) -> None:
         """Do nothing: memory has no other writers."""
