@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import reprlib
 import sys
 import sysconfig
 import textwrap
@@ -30,6 +31,7 @@ _sources: dict[CodeType, str | None] = {}
 _implementations: dict[tuple[tuple[str, str, CodeType], ...], Digest | None] = {}
 _MAX_CACHED = 16384
 CONSTRUCTORS = frozenset({"__init__", "__new__", "__post_init__", "__init_subclass__"})
+_OF_ANNOTATIONS = frozenset(["__annotate__", "__annotate_func__"])
 _OF_DATACLASSES = frozenset(
     ["__init__", "__repr__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__setattr__", "__delattr__", "__replace__"]
 )
@@ -195,7 +197,11 @@ def class_functions(cls: type, base: type) -> Iterator[tuple[type, str, Function
 
 
 def is_generated(owner: type, name: str, function: FunctionType) -> bool:
-    """Whether the standard library wrote the function from the class's fields, which count by themselves."""
+    """Whether Python wrote the function: for annotations, which it computes since 3.14, or from fields, which count by themselves."""
+    if name in _OF_ANNOTATIONS:
+        return True
+    if function.__code__.co_filename == reprlib.__file__:  # around the ``__repr__`` of a dataclass since 3.13, and around anybody's own
+        function = getattr(function, "__wrapped__", function)
     if function.__code__.co_filename not in ("<string>", dataclasses.__file__):
         return False
     return (dataclasses.is_dataclass(owner) and name in _OF_DATACLASSES) or (hasattr(owner, "_fields") and name == "__new__")
