@@ -89,7 +89,7 @@ class SessionHandle:
         logger.info("%d records of ranks that served before", taken)
 
     def detach(self) -> None:
-        """Take the session off FlashInfer's tuner; with the last one, FlashInfer is exactly as it was. A second call does nothing."""
+        """Take the session off the tuner, between two measurements; after the last one, FlashInfer is exactly as it was."""
         if self._attached is not None and self._state is not None:
             _detach(self._attached, self._state)
 
@@ -242,19 +242,20 @@ def _open(
     settings: Settings, overrides: Overrides, *, group: Any = None, share_tuning: bool = True, preload: bool = False
 ) -> SessionHandle:
     state, opened, cannot = None, None, ""
-    with _lock:
-        if settings.mode.value is not Mode.OFF:
+    if settings.mode.value is not Mode.OFF:
+        with _between_calls():
             state, cannot = _supported(settings)
-        if state is not None and settings.mode.value is not Mode.EPHEMERAL:
-            opened, cannot = _opened(settings)
+            if state is not None and settings.mode.value is not Mode.EPHEMERAL:
+                opened, cannot = _opened(settings)
     meeting = None if group is None else met(group, settings, opened, cannot, _facets(state))
     if group is not None and meeting is None and settings.mode.value is not Mode.PIN:
         opened, cannot = None, ""  # said already
-    with _lock:
-        if state is None:
-            if meeting is not None:
-                meeting.end(linger=False)
-            return SessionHandle(Mode.OFF)
+    if state is None:
+        if meeting is not None:
+            meeting.end(linger=False)
+        return SessionHandle(Mode.OFF)
+    with _between_calls():
+        state = _state(AutoTuner.get(), settings)  # with the last session, which may have gone meanwhile, the one from above went too
         attached = opening.attached(settings, state, overrides, opened, cannot, meeting, share_tuning=share_tuning)
         attached.process_group = group
         pinned.mark(attached, settings)
@@ -262,6 +263,13 @@ def _open(
     if preload:
         attached.session.preload()
     return SessionHandle(attached.session.mode, attached, state, meeting)
+
+
+@contextlib.contextmanager
+def _between_calls() -> Iterator[None]:
+    """Hold FlashInfer's lock and ours, in this order: no thread is inside FlashInfer's loop when the tuner's class changes."""
+    with getattr(AutoTuner.get(), "_lock", _lock), _lock:
+        yield
 
 
 def _supported(settings: Settings) -> tuple[AdapterState | None, str]:
@@ -280,9 +288,7 @@ def _opened(settings: Settings) -> tuple[OpenRoot | None, str]:
     try:
         return open_session_root(settings), ""
     except CacheStoreError as error:
-        if settings.mode.value is Mode.PIN:
-            return pinned.instead(settings, error), ""
-        return None, str(error)
+        return (pinned.instead(settings, error), "") if settings.mode.value is Mode.PIN else (None, str(error))
 
 
 def _facets(state: AdapterState | None) -> dict[str, str]:
@@ -332,7 +338,7 @@ def _count(attached: Attached, state: AdapterState, step: int) -> None:
 
 
 def _detach(attached: Attached, state: AdapterState) -> None:
-    with _lock:
+    with _between_calls():
         missing.keep(state)
         state.hold(attached.session.belief.quarantined)
         state.remove(attached)

@@ -47,7 +47,7 @@ def choose(
     if attached.session.mode is Mode.REPLAY:
         return serve.choose(tuner, op, runners, config, inputs, kwargs)
     described = describe(tuner, attached, op, runners, tuner.effective_config(config), inputs, kwargs)
-    communicates = serve.communicates(tuner, op, runners)
+    communicates = serve.communicates(tuner.state, op, runners)
     if described is None:
         among = communicates and attached.session.group is not None  # without a key too, all ranks measure such an op in step
         with tuner.averaging_over(attached.process_group) if among else tuner.memory_only():

@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from flashinfer.autotuner import TunableRunner
 
@@ -23,6 +23,8 @@ from fi_cachestore.keys.model import TuneKey
 from fi_cachestore.records.record import Measurement, Record, TacticSpace
 from fi_cachestore.session import Session
 from fi_cachestore.work import Mine
+
+_NOTHING: Final = object()
 
 
 @dataclass(slots=True)
@@ -162,5 +164,5 @@ class OwnObjects:
 
     def get(self, digest: Digest, value: bytes) -> tuple[bool, Any]:
         """Return whether there is one, and it."""
-        known = (digest, value) in self._known
-        return known, self._known.get((digest, value))
+        found = self._known.get((digest, value), _NOTHING)
+        return (False, None) if found is _NOTHING else (True, found)

@@ -65,7 +65,7 @@ def attached(
         sentinel=sentinel,
     )
     session = Session(settings.mode.value, ports, limits, share_tuning=share_tuning, earlier=earlier)
-    for schema, why in state.trust.told.items():
+    for schema, why in list(state.trust.told.items()):  # a session that ends on another thread may add to them
         session.belief.hold(schema, why)
     return Attached(session, overrides, identity, opened.path, OrphanWatch([opened.path, *opened.layers], opened.records))
 

@@ -44,7 +44,7 @@ def choose(
     Raises:
         PinnedMissError: the bundle does not answer the call, and ``pin`` is strict.
     """
-    if serve.communicates(tuner, op, runners):
+    if serve.communicates(tuner.state, op, runners):
         return runners[0], DEFAULT_TACTIC
     memo, asked = tuner.state.memo, (tuner, op, runners, config, inputs, kwargs)
     before = memo.begin(*asked)

@@ -35,7 +35,7 @@ def rank(
     if described is None:
         with tuner.memory_only():
             return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
-    if serve.communicates(tuner, op, [runner]):
+    if serve.communicates(tuner.state, op, [runner]):
         return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
     cardinality.note(tuner.state, described)
     view = described.view(0, 0)

@@ -64,13 +64,15 @@ def mutated_names(cls: type, base: type) -> frozenset[str]:
     """
     functions = list(class_functions(cls, base))
     signature = tuple((name, function.__code__) for _, name, function in functions)
-    if signature not in _mutated:
+    found = _mutated.get(signature)
+    if found is None:
+        class_names = frozenset(owner.__name__ for owner, _, _ in functions)
+        found = _scan([(name, function) for _, name, function in functions], class_names)
         if len(_mutated) >= _MAX_CACHED:
             _mutated.clear()
-        class_names = frozenset(owner.__name__ for owner, _, _ in functions)
-        _mutated[signature] = _scan([(name, function) for _, name, function in functions], class_names)
+        _mutated[signature] = found
     lazy = {name for name, member in _members(cls) if isinstance(member, functools.cached_property)}
-    return _mutated[signature] | lazy
+    return found | lazy
 
 
 def _members(cls: type) -> Iterator[tuple[str, object]]:

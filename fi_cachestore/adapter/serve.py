@@ -16,7 +16,7 @@ from fi_cachestore.adapter import cardinality, cuda, missing, reviewed, trust
 from fi_cachestore.adapter import policy as policies
 from fi_cachestore.adapter.introspect import Call, RunnerView, device_of
 from fi_cachestore.adapter.missing import Withheld
-from fi_cachestore.adapter.state import AdapterState, Decision
+from fi_cachestore.adapter.state import AdapterState, Attached, Decision
 from fi_cachestore.adapter.tactics import find_in, is_default, is_plain_value, own_list, tactic_value
 from fi_cachestore.config import Mode
 from fi_cachestore.coordination.agreement import Pair, pair_of
@@ -76,7 +76,7 @@ def choose(
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     described = describe(tuner, op, runners, configs_in_force(tuner, config, inputs), inputs, kwargs)
     gaps = described.gaps if isinstance(described, Description) else described
-    if isinstance(described, Description) and communicates(tuner, op, runners) and (gaps or not _is_voted(tuner, described)):
+    if isinstance(described, Description) and communicates(tuner.state, op, runners) and (gaps or not _is_voted(tuner, described)):
         return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     if gaps or not isinstance(described, Description):
         if isinstance(described, Description):
@@ -111,9 +111,9 @@ def in_memory(
         return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
 
 
-def communicates(tuner: CacheStoreTuner, op: str, runners: Sequence[TunableRunner]) -> bool:
+def communicates(state: AdapterState, op: str, runners: Sequence[TunableRunner]) -> bool:
     """Whether the runners of a call communicate with other ranks: by their contract, by name, or by what was seen."""
-    return tuner.state.communicates(op) or any(tuner.state.introspector.contract(runner).collective for runner in runners)
+    return state.communicates(op) or any(state.introspector.contract(runner).collective for runner in runners)
 
 
 def _is_voted(tuner: CacheStoreTuner, described: Description) -> bool:
@@ -173,13 +173,14 @@ def decide(tuner: CacheStoreTuner, described: Description) -> Decision:
     """Choose from the records of all runners, or what ranks settled; the default where none may be served."""
     cardinality.note(tuner.state, described)
     reviewed.note(tuner.state, described)
-    communicating = communicates(tuner, described.op, described.runners)
+    communicating = communicates(tuner.state, described.op, described.runners)
     views = [] if communicating else [described.view(0, index) for index in range(len(described.runners))]
     if banned := {index: why for index, view in enumerate(views) if (why := trust.banned_because(tuner.state, view))}:
         missing.note_quarantined(tuner.state, described, banned)
         return Decision(0, DEFAULT_TACTIC, is_hit=False, in_memory_because=trust.QUARANTINED)
     withheld: dict[int, Withheld] = {}
-    rows = [_record(tuner.state, described, index, withheld) for index in range(len(described.runners))]
+    sessions = tuner.state.attached  # the same for all runners, whatever other threads attach or detach meanwhile
+    rows = [_record(tuner.state, sessions, described, index, withheld) for index in range(len(described.runners))]
     if any(found.is_doubted for found in withheld.values()):
         missing.note(tuner.state, described, rows, (), withheld, is_covered=False)
         return Decision(0, DEFAULT_TACTIC, is_hit=False, in_memory_because=trust.UNVERIFIED)
@@ -219,14 +220,16 @@ def _settled(state: AdapterState, described: Description, rows: Sequence[Record 
     return next((pair for a in state.attached if (pair := a.session.choices.settled(tuple(call))) is not None), None)
 
 
-def _record(state: AdapterState, described: Description, runner_index: int, withheld: dict[int, Withheld]) -> Record | None:
+def _record(
+    state: AdapterState, sessions: Sequence[Attached], described: Description, runner_index: int, withheld: dict[int, Withheld]
+) -> Record | None:
     """Return the first record that may be served. The first one that may not be is noted in ``withheld``, by the runner."""
     for call_index, call in enumerate(described.calls):
         view = described.view(call_index, runner_index)
         for key in view.keys(call.bucket(), serving=True):
             if not isinstance(key, TuneKey):
                 break
-            for attached in state.attached:
+            for attached in sessions:
                 if not isinstance(hit := attached.session.find(key.digest), Hit):
                     continue
                 if (reason := trust.why_not(state, attached.session, view, hit.entry)) is None:

@@ -111,17 +111,23 @@ def _is_release(dist: metadata.Distribution) -> bool:
 def source_text(function: FunctionType) -> str | None:
     """Return the function's source without its indentation, or ``None`` where no file has it or it cannot be told from its neighbour."""
     code = function.__code__
-    if code not in _sources:
-        if len(_sources) >= _MAX_CACHED:
-            _sources.clear()
-        try:
-            lines, start = _found(function)
-            _sources[code] = (
-                _lambda_text(code, lines) if code.co_name == "<lambda>" else textwrap.dedent("".join(inspect.getblock(lines[start:])))
-            )
-        except (OSError, TypeError, SyntaxError, ValueError):
-            _sources[code] = None
-    return _sources[code]
+    try:
+        return _sources[code]
+    except KeyError:
+        found = _read_source(function)
+    if len(_sources) >= _MAX_CACHED:
+        _sources.clear()
+    _sources[code] = found
+    return found  # not what is there: another thread may have emptied the table
+
+
+def _read_source(function: FunctionType) -> str | None:
+    code = function.__code__
+    try:
+        lines, start = _found(function)
+        return _lambda_text(code, lines) if code.co_name == "<lambda>" else textwrap.dedent("".join(inspect.getblock(lines[start:])))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
 
 
 def _found(function: FunctionType) -> tuple[list[str], int]:
@@ -165,13 +171,16 @@ def implementation_digest(cls: type, base: type) -> Digest | None:
     """Return a digest of the source of every function of ``cls`` and its bases below ``base``, ``None`` if some has no source."""
     functions = list(class_functions(cls, base))
     signature = tuple((owner.__qualname__, name, function.__code__) for owner, name, function in functions)
-    if signature not in _implementations:
-        if len(_implementations) >= _MAX_CACHED:
-            _implementations.clear()
+    try:
+        return _implementations[signature]
+    except KeyError:
         texts = [(type_name(owner), name, source_text(function)) for owner, name, function in functions]
-        known = all(text is not None for _, _, text in texts)
-        _implementations[signature] = source_digest("\n".join(f"{o} {n} {text}" for o, n, text in texts)) if known else None
-    return _implementations[signature]
+    known = all(text is not None for _, _, text in texts)
+    found = source_digest("\n".join(f"{o} {n} {text}" for o, n, text in texts)) if known else None
+    if len(_implementations) >= _MAX_CACHED:
+        _implementations.clear()
+    _implementations[signature] = found
+    return found
 
 
 def owners(cls: type, base: type) -> Iterator[type]:

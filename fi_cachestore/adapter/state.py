@@ -135,11 +135,11 @@ class AdapterState:
         self._answers: dict[bytes, Decision] = {}
         self._tuned: set[bytes] = set()
         self._in_force: list[Rule] = []
-        self._logged: set[object] = set()
+        self._said: dict[object, object] = {}
         self._lingering: list[Meeting] = []
         self._communicating: set[str] = set()
         self._voted: set[Digest] = set()
-        self._watched: set[tuple[object, ...]] = set()
+        self._forgetting = threading.Lock()
 
     # -- sessions ---------------------------------------------------------------------------------------------------------------
 
@@ -157,10 +157,11 @@ class AdapterState:
 
     def remove(self, attached: Attached) -> None:
         """Take a session off, wherever it stands."""
-        self.attached = tuple(known for known in self.attached if known is not attached)
-        self.aside = tuple(known for known in self.aside if known is not attached)
-        if not any(known.pin is not None for known in self.attached):
-            self.attached, self.aside = (*self.attached, *self.aside), ()
+        left = tuple(known for known in self.attached if known is not attached)
+        aside = tuple(known for known in self.aside if known is not attached)
+        if not any(known.pin is not None for known in left):
+            left, aside = (*left, *aside), ()
+        self.attached, self.aside = left, aside  # in one step each: other threads look meanwhile
         self.forget()
 
     def remember_communicating(self, ops: frozenset[str]) -> None:
@@ -238,8 +239,7 @@ class AdapterState:
             return
         for attached in self.attached:
             topic = (*attached.identity[:2], device.type)
-            if attached.orphans is not None and topic not in self._watched:
-                self._watched.add(topic)
+            if attached.orphans is not None and self._is_first(("orphans", topic)):
                 attached.orphans.say(device, self.introspector.environments)
 
     # -- rules ------------------------------------------------------------------------------------------------------------------
@@ -290,8 +290,9 @@ class AdapterState:
 
     def forget_answers(self) -> None:
         """Drop remembered answers: there are new records."""
-        self._answers = {}
-        self.memo = Memo(self._fingerprints, is_open=self._is_serving())
+        with self._forgetting:  # else a memory that was open before another thread's change might come after the one that is not
+            self._answers = {}
+            self.memo = Memo(self._fingerprints, is_open=self._is_serving())
 
     def forget(self) -> None:
         """Drop every remembered answer and rule: sessions, records or rules have changed."""
@@ -308,14 +309,18 @@ class AdapterState:
 
     def note_ephemeral(self, op: str, reason: str, gaps: tuple[Gap, ...] = ()) -> None:
         """Count a call that stays in memory; say so once per op and reason."""
-        self.current.session.recorder.ephemeral(reason, gaps)
+        for attached in self.attached[:1]:  # none, where another thread has just taken off the last
+            attached.session.recorder.ephemeral(reason, gaps)
         self.missed.in_memory(op, reason, gaps)
-        topic = (op, reason, gaps)
-        if topic in self._logged:
+        if not self._is_first((op, reason, gaps)):
             return
-        self._logged.add(topic)
         detail = "; ".join(map(str, gaps)) or reason
         logger.warning("%s stays ephemeral (tuned per process, in memory): %s", op, detail)
+
+    def _is_first(self, topic: object) -> bool:
+        """Whether nobody has asked for a topic before: what is said once is said by one thread."""
+        mine = object()
+        return self._said.setdefault(topic, mine) is mine
 
 
 def default_device() -> Device:

@@ -67,8 +67,8 @@ class CacheStoreTuner(AutoTuner):
         except Exception as error:  # noqa: BLE001 - a fault of ours must cost speed, never an engine; a runner's own comes again
             if _must_not_be_alone(self, custom_op, runners):
                 return runners[0], DEFAULT_TACTIC
-            with _without_records(self, custom_op, error) as plain:
-                return cast("tuple[TunableRunner, Any]", plain.choose_one(custom_op, runners, tuning_config, inputs, **kwargs))
+            found = _without_records(self, error, "choose_one", custom_op, runners, tuning_config, inputs, **kwargs)
+            return cast("tuple[TunableRunner, Any]", found)
 
     def rank_tactics(
         self, custom_op: str, runners: list[TunableRunner], tuning_config: TuningConfig, inputs: list[Any], k: int = 1, **kwargs: Any
@@ -86,15 +86,16 @@ class CacheStoreTuner(AutoTuner):
         except Exception as error:  # noqa: BLE001 - as above
             if _must_not_be_alone(self, custom_op, runners):
                 return [DEFAULT_TACTIC]
-            with _without_records(self, custom_op, error) as plain:
-                return cast("list[Any]", plain.rank_tactics(custom_op, runners, tuning_config, inputs, k=k, **kwargs))
+            ranked = _without_records(self, error, "rank_tactics", custom_op, runners, tuning_config, inputs, k=k, **kwargs)
+            return cast("list[Any]", ranked)
 
     def clear_cache(self) -> None:
         """Clear FlashInfer's memory, and what was remembered of answers."""
         super().clear_cache()
-        for attached in self._fi_cachestore.attached:
-            attached.session.refresh()
-        self._fi_cachestore.forget()
+        if (state := _state_of(self)) is not None:
+            for attached in state.attached:
+                attached.session.refresh()
+            state.forget()
 
     # -- steps of FlashInfer's loop ---------------------------------------------------------------------------------------------
 
@@ -170,8 +171,11 @@ class CacheStoreTuner(AutoTuner):
 
     @property
     def _effective_skip_ops(self) -> frozenset[str]:
-        tuning = self._fi_cachestore.tuning
-        own: frozenset[str] = super()._effective_skip_ops
+        try:  # FlashInfer asks for this one, and for no other, before it takes its lock: another thread may detach just then
+            own: frozenset[str] = super()._effective_skip_ops
+            tuning = self._fi_cachestore.tuning
+        except (AttributeError, TypeError):
+            own, tuning = _plain(self)._effective_skip_ops, None
         return own if tuning is None else own | tuning.overrides.skip_ops
 
     def _note_reentry(self) -> None:
@@ -278,21 +282,37 @@ class CacheStoreTuner(AutoTuner):
 
 def _must_not_be_alone(tuner: Any, op: str, runners: list[TunableRunner]) -> bool:
     """Whether FlashInfer's own loop would measure an op whose runners communicate, and this rank wait there for the others for ever."""
-    return isinstance(tuner, CacheStoreTuner) and tuner.is_tuning_mode and serve.communicates(tuner, op, runners)
+    state = _state_of(tuner)
+    return state is not None and tuner.is_tuning_mode and serve.communicates(state, op, runners)
 
 
-@contextlib.contextmanager
-def _without_records(tuner: Any, op: str, error: Exception) -> Iterator[Any]:
-    """Give FlashInfer's own methods for a call that could not be answered: another thread has detached meanwhile, or we are at fault."""
-    if not isinstance(tuner, CacheStoreTuner):  # with the last session its old class came back
-        yield tuner
-        return
-    if not tuner.state.attached:
-        yield super(CacheStoreTuner, tuner)
-        return
-    with tuner.memory_only():
-        yield super(CacheStoreTuner, tuner)
-    tuner.state.note_ephemeral(op, f"answering it failed ({type(error).__name__}: {error})"[:200])  # where FlashInfer did not fail as well
+def _without_records(tuner: Any, error: Exception, method: str, op: str, /, *call: Any, **kwargs: Any) -> Any:
+    """Have FlashInfer answer a call that could not be answered: we are at fault, or another thread has detached, as it may here too."""
+    state = _state_of(tuner)
+    if state is not None and state.attached:
+        try:
+            with tuner.memory_only():
+                found = getattr(super(CacheStoreTuner, tuner), method)(op, *call, **kwargs)
+        except Exception:
+            if _state_of(tuner) is state and isinstance(tuner, CacheStoreTuner):
+                raise  # FlashInfer fails as well
+        else:
+            state.note_ephemeral(op, f"answering it failed ({type(error).__name__}: {error})"[:200])
+            return found
+    return getattr(_plain(tuner), method)(op, *call, **kwargs)
+
+
+def _state_of(tuner: Any) -> AdapterState | None:
+    """Return the adapter's state; it is gone with the last session."""
+    return cast("AdapterState | None", vars(tuner).get("_fi_cachestore"))
+
+
+def _plain(tuner: Any) -> Any:
+    """Return a tuner of FlashInfer's own class with this one's attributes: it stays so, whatever class others give this one meanwhile."""
+    cls = next(cls for cls in type(tuner).__mro__ if not issubclass(cls, CacheStoreTuner))
+    plain = object.__new__(cls)
+    plain.__dict__ = vars(tuner)
+    return plain
 
 
 class _ListingBlocklist:

@@ -6,6 +6,7 @@ from flashinfer.autotuner import AutoTuner
 
 import fi_cachestore
 from fi_cachestore.adapter import drive, ranking, serve
+from fi_cachestore.adapter.tuner import CacheStoreTuner
 from tests.adapter.runners import PlainRunner, choose, config, matrix, timed
 
 
@@ -83,6 +84,39 @@ def test_a_fault_of_ours_while_serving_is_answered_by_flashinfer_and_said_once(t
         "op stays ephemeral (tuned per process, in memory): answering it failed (BugError: it broke)"
     ]
     assert tuned.report().ephemeral == {"answering it failed (BugError: it broke)": 2}
+
+
+@pytest.mark.parametrize(
+    "where", [(CacheStoreTuner, "memory_only"), (AutoTuner, "choose_one"), (AutoTuner, "search_cache")], ids=lambda where: where[1]
+)
+def test_a_session_that_is_taken_off_while_flashinfer_answers_for_us_is_no_error(tuned, monkeypatch, where):
+    real = getattr(*where)
+
+    def detaching(*args, **kwargs):
+        fi_cachestore.detach()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(serve, "decide", raising(BugError("it broke")))
+    monkeypatch.setattr(*where, detaching)
+    assert choose("op", [PlainRunner()], [matrix(60, 64)]) == (0, -1)
+    assert type(AutoTuner.get()) is AutoTuner
+    assert "_fi_cachestore" not in vars(AutoTuner.get())
+
+
+def test_a_runners_own_fault_is_raised_after_ours(tuned, monkeypatch):
+    class Failing(PlainRunner):
+        def get_cache_key_extras(self, inputs):
+            raise BugError("the runner's")
+
+    with pytest.raises(BugError, match="the runner's"):
+        choose("op", [Failing()], [matrix(60, 64)])
+
+
+def test_memory_may_be_cleared_while_a_session_is_taken_off(tuned, monkeypatch):
+    real = AutoTuner.clear_cache
+    monkeypatch.setattr(AutoTuner, "clear_cache", lambda self: (real(self), fi_cachestore.detach()))
+    AutoTuner.get().clear_cache()
+    assert type(AutoTuner.get()) is AutoTuner
 
 
 def test_a_fault_of_ours_while_tuning_is_tuned_by_flashinfer_in_memory(tmp_path, monkeypatch):

@@ -253,27 +253,6 @@ def test_sessions_of_two_threads_do_not_mix(root, tmp_path):
 # -- threads, bounds, what is kept alive ------------------------------------------------------------------------------------------
 
 
-def test_sixteen_threads_get_their_own_answers(root):
-    fi_cachestore.attach(root=root)
-    start, wrong = threading.Barrier(16), []
-
-    def look(number):
-        start.wait()
-        for turn in range(60):
-            tile = 1 if (number + turn) % 2 else number + 2
-            if ask(tile=tile)[1] != (2 if tile == 1 else -1):
-                wrong.append((number, tile))
-            if number == 0 and turn % 20 == 0:
-                AutoTuner.get().state.forget()
-
-    threads = [threading.Thread(target=look, args=(number,)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-
-
 def test_threads_that_meet_an_op_at_the_same_time_number_no_two_shapes_alike(root, monkeypatch):
     """Both find that nobody has numbered tensors of such calls yet."""
     fi_cachestore.attach(root=root)
