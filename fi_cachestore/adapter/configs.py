@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from flashinfer.autotuner import TuningConfig
 
-from fi_cachestore.adapter.bodies import Same, same_as
+from fi_cachestore.adapter.bodies import Same, same_as_read
 from fi_cachestore.adapter.readings import Readings, UnreadableError, is_scalar, kept
 from fi_cachestore.adapter.rounding import known_rounding
 
@@ -31,13 +31,15 @@ _constraint_facts: Final = attrgetter("input_idx", "dim_idx", "infer_shape")
 class ConfigPlan:
     """A config as it was looked at: its specs, constraints and functions, each with its parts.
 
-    ``number`` stands for what it has; ``loose`` are its functions whose closures may be rebound.
+    ``number`` stands for what it has; ``functions`` are those without defaults, which are looked at with those of the runners; ``loose``
+    are functions whose closures may be rebound.
     """
 
     ref: weakref.ref[TuningConfig]
     facts: tuple[Any, ...]
     specs: list[tuple[Any, ...]]
     constraints: list[tuple[Any, ...]]
+    every_function: tuple[FunctionType, ...]
     functions: tuple[FunctionType, ...]
     are_same: Same
     loose: tuple[FunctionType, ...]
@@ -51,10 +53,10 @@ class ConfigPlan:
 
     def is_current(self, config: TuningConfig) -> bool:
         """Whether this is the config, with the same specs and functions as before, and these with the same code and defaults."""
-        return self.has_parts_of(config) and self.are_same(self.functions)
+        return self.has_parts_of(config) and self.are_same(self.every_function)
 
     def has_parts_of(self, config: TuningConfig) -> bool:
-        """Whether this is the config, with the same specs and functions as before; not what has become of ``functions``."""
+        """Whether this is the config, with the same specs and functions as before; not whether ``functions`` have the same code."""
         facts = _facts(config)
         if self.ref() is not config or facts != self.facts or facts[0] is not self.facts[0] or facts[1] is not self.facts[1]:
             return False
@@ -66,7 +68,7 @@ class ConfigPlan:
         for rule, place, dim, infer in self.constraints:
             if rule.input_idx is not place or rule.dim_idx is not dim or rule.infer_shape is not infer:
                 return False
-        return True
+        return len(self.every_function) == len(self.functions) or self.are_same(self.every_function)
 
 
 class Configs:
@@ -95,14 +97,15 @@ class Configs:
         specs = [(spec, *_spec_facts(spec)) for spec in facts[0]]
         constraints = [(rule, *_constraint_facts(rule)) for rule in facts[1]]
         rows = [item for _, *row in (*specs, *constraints) for item in row]
-        functions = tuple(dict.fromkeys(item for item in rows if isinstance(item, FunctionType)))
+        every = tuple(dict.fromkeys(item for item in rows if isinstance(item, FunctionType)))
+        functions = tuple(function for function in every if function.__defaults__ is None)
         readings = self._readings_for([spec[-1] for spec in specs])
         content = (len(specs), readings.of(facts[2:]), *map(readings.of, rows))
         number = self._numbers_by_content.get(content)
         if number is None:
             number = kept(self._numbers_by_content, content, next(self._numbers))
-        loose = tuple(function for function in functions if function.__closure__ and known_rounding(function) is None)
-        made = ConfigPlan(weakref.ref(config), facts, specs, constraints, functions, same_as(functions), loose, number, readings)
+        loose = tuple(function for function in every if function.__closure__ and known_rounding(function) is None)
+        made = ConfigPlan(weakref.ref(config), facts, specs, constraints, every, functions, same_as_read(every), loose, number, readings)
         is_tame = type(facts[0]) is type(facts[1]) is tuple and all(map(_is_tame, (*facts[2:], *rows)))
         return kept(self._known, id(config), made, _MAX_CONFIGS) if is_tame else made
 

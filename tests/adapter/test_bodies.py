@@ -47,7 +47,7 @@ BESIDES = {
     "annotations": lambda function: setattr(function, "__annotations__", {"self": int}),
     "a dictionary": lambda function: setattr(function, "mark", 1),
 }
-READINGS = pytest.mark.parametrize("look", [bodies.same_as, bodies._by_reading], ids=["same_as", "by reading"])
+READINGS = pytest.mark.parametrize("look", [bodies.same_as, bodies.same_as_read], ids=["same_as", "by reading"])
 
 
 @READINGS
