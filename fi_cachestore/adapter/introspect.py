@@ -234,7 +234,7 @@ class RunnerView:
         """Digests of the values that are not in the key, as they were when the runner was described."""
         return leftout.left_out(self.parameters)
 
-    @property
+    @cached_property
     def left_out_digest(self) -> Digest:
         """One digest of all of them."""
         return left_out_digest(self.left_out_values)

@@ -126,7 +126,6 @@ class AdapterState:
         self.trust = Memory()
         self._own = _Own()
         self.attached: tuple[Attached, ...] = ()
-        self._own = _Own()
         self.aside: tuple[Attached, ...] = ()
         self.original = original
         self.suspended_because: str | None = None
