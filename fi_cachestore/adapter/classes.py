@@ -8,7 +8,6 @@ each time.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -21,7 +20,7 @@ from fi_cachestore.adapter.bodies import Same, same_as
 from fi_cachestore.adapter.introspect import Introspector
 from fi_cachestore.adapter.members import Attributes, Cells, ClassPlan, Facts, cells_of, is_current, look_at_owner, read_rest
 from fi_cachestore.adapter.purity import Purity, purity_of
-from fi_cachestore.adapter.readings import ATOMS, PLAIN, VARIES, Getter, Readings, UnreadableError, getter, kept
+from fi_cachestore.adapter.readings import ATOMS, PLAIN, VARIES, Getter, Readings, UnreadableError, getter, is_of_module, kept
 from fi_cachestore.adapter.roles import Role, mutated_names
 from fi_cachestore.adapter.sources import functions_in, owners
 from fi_cachestore.adapter.values import attributes, made_with
@@ -89,7 +88,7 @@ class Classes:
         """Look at a runner's class anew, because it is new or was changed."""
         cls = type(runner)
         plan = self._look_at(cls, TunableRunner, lambda: self._runner_facts(runner))
-        if all(map(_is_of_module, cls.__mro__[: len(plan.owners)])):
+        if all(map(is_of_module, cls.__mro__[: len(plan.owners)])):
             kept(self.lasting, cls, _lasting(cls, plan))
         return plan
 
@@ -160,7 +159,7 @@ class Classes:
             return Facts(dict.fromkeys(mutated_names(cls, object), Role.RESOURCE), Purity(is_pure=True))
 
         plan = self._look_at(cls, object, facts)
-        if all(map(_is_of_module, cls.__mro__[: len(plan.owners)])):
+        if all(map(is_of_module, cls.__mro__[: len(plan.owners)])):
             kept(self._plain, cls, (_lasting(cls, plan), plan))
         return plan
 
@@ -177,14 +176,6 @@ class Classes:
             direct = getter([name for name in names if name not in special])
             found = kept(plan.attributes, names, Attributes(next(self.numbers), direct, special))
         return found
-
-
-def _is_of_module(cls: type) -> bool:
-    """Whether a module has the class under its name, so that it lasts."""
-    found: Any = sys.modules.get(cls.__module__)
-    for name in cls.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is cls
 
 
 def _lasting(cls: type, plan: ClassPlan) -> Lasting:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from flashinfer.autotuner import TuningConfig
 
 from fi_cachestore.adapter.bodies import Same, same_as_read
-from fi_cachestore.adapter.readings import Readings, UnreadableError, is_scalar, kept
+from fi_cachestore.adapter.readings import Readings, UnreadableError, is_of_module, is_scalar, kept
 from fi_cachestore.adapter.rounding import known_rounding
 
 _MAX_CONFIGS: Final = 64
@@ -31,8 +31,8 @@ _constraint_facts: Final = attrgetter("input_idx", "dim_idx", "infer_shape")
 class ConfigPlan:
     """A config as it was looked at: its specs, constraints and functions, each with its parts.
 
-    ``number`` stands for what it has; ``functions`` are those without defaults, which are looked at with those of the runners; ``loose``
-    are functions whose closures may be rebound.
+    ``number`` stands for what it has; ``functions`` are those whose defaults are not made anew with them, and are looked at with the
+    runners'; ``loose`` are functions whose closures may be rebound.
     """
 
     ref: weakref.ref[TuningConfig]
@@ -98,7 +98,7 @@ class Configs:
         constraints = [(rule, *_constraint_facts(rule)) for rule in facts[1]]
         rows = [item for _, *row in (*specs, *constraints) for item in row]
         every = tuple(dict.fromkeys(item for item in rows if isinstance(item, FunctionType)))
-        functions = tuple(function for function in every if function.__defaults__ is None)
+        functions = tuple(function for function in every if function.__defaults__ is None or is_of_module(function))
         readings = self._readings_for([spec[-1] for spec in specs])
         content = (len(specs), readings.of(facts[2:]), *map(readings.of, rows))
         number = self._numbers_by_content.get(content)

@@ -7,7 +7,6 @@ addresses, and readings of whatever is told apart by neither.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, is_
@@ -20,7 +19,7 @@ from flashinfer.autotuner import TunableRunner
 from fi_cachestore.adapter.bodies import Same, same_as
 from fi_cachestore.adapter.configs import ConfigPlan
 from fi_cachestore.adapter.members import Attributes, ClassPlan
-from fi_cachestore.adapter.readings import ATOMS, PLAIN, VARIES, Getter, getter
+from fi_cachestore.adapter.readings import ATOMS, PLAIN, VARIES, Getter, getter, is_of_module
 from fi_cachestore.adapter.roles import Role
 from fi_cachestore.adapter.standins import alignment
 from fi_cachestore.adapter.values import resource_kind
@@ -289,7 +288,7 @@ def is_constant(item: Any) -> bool:
     """Whether an item is a function of a module that has no parts of its own."""
     if type(item) is not FunctionType or item.__closure__ is not None or item.__defaults__ or item.__kwdefaults__:
         return False
-    return getattr(sys.modules.get(item.__module__), item.__qualname__, None) is item
+    return is_of_module(item)
 
 
 def _is_static(member: Any) -> bool:
@@ -302,9 +301,4 @@ def _is_static(member: Any) -> bool:
 
 def _lasts(cls: type) -> bool:
     """Whether a class lasts as long as the process, or as long as a module."""
-    if not cls.__flags__ & _IS_HEAP_TYPE:
-        return True
-    found: Any = sys.modules.get(cls.__module__)
-    for name in cls.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is cls
+    return not cls.__flags__ & _IS_HEAP_TYPE or is_of_module(cls)

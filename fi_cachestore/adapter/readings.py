@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -230,6 +231,14 @@ def is_own_plain(item: Any) -> bool:
 
 def _type_name(cls: type) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
+
+
+def is_of_module(item: type | types.FunctionType) -> bool:
+    """Whether a module has a class or function under its name, so that it lasts."""
+    found: Any = sys.modules.get(item.__module__)
+    for name in item.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is item
 
 
 def getter(places: list[Any]) -> Getter:

@@ -4,12 +4,12 @@ import sys
 from types import FunctionType
 
 import pytest
-from flashinfer.autotuner import AutoTuner, TunableRunner
+from flashinfer.autotuner import AutoTuner, DynamicTensorSpec, TunableRunner, TuningConfig, make_bucket_mapper
 
 import fi_cachestore
 from fi_cachestore.adapter import bodies
 from tests.adapter.processes import fresh
-from tests.adapter.runners import PlainRunner, choose, config, matrix, timed
+from tests.adapter.runners import BUCKETS, PlainRunner, choose, matrix, timed
 
 
 def made(default=3):
@@ -106,10 +106,18 @@ def test_functions_that_do_not_tell_as_expected_are_read():
     assert not same(functions)
 
 
+def buckets(_most, least=1):
+    """As FlashInfer's: of a module, with defaults."""
+    return tuple(bucket for bucket in BUCKETS if bucket >= least)
+
+
+SETTINGS = TuningConfig(dynamic_tensor_specs=(DynamicTensorSpec((0,), (0,), buckets, make_bucket_mapper(BUCKETS)),))
+
+
 def announced(root):
     """What two remembered calls announce to audit hooks: one on a class of a module, one on a class that was made for it."""
     fi_cachestore.attach(root=root)
-    tuner, settings, tensor = AutoTuner.get(), config(), matrix(50)
+    tuner, tensor = AutoTuner.get(), matrix(50)
 
     def made_runner():
         class Made(TunableRunner):
@@ -128,9 +136,9 @@ def announced(root):
     found = {}
     for name, runners in calls.items():
         for _ in range(4):
-            tuner.choose_one("op", runners, settings, [tensor])
+            tuner.choose_one("op", runners, SETTINGS, [tensor])
         is_noting.append(True)
-        tuner.choose_one("op", runners, settings, [tensor])
+        tuner.choose_one("op", runners, SETTINGS, [tensor])
         is_noting.clear()
         found[name] = [*events]
         events.clear()
@@ -141,6 +149,6 @@ def test_a_hit_is_announced_to_audit_hooks_once(tmp_path):
     """filelock has such a hook from CPython 3.12 on, and others may: each event costs what a tenth of a look-up does."""
     fi_cachestore.detach()
     with timed(), fi_cachestore.autotune(root=tmp_path / "root"):
-        choose("op", [PlainRunner()], [matrix(50)], config())
+        choose("op", [PlainRunner()], [matrix(50)], SETTINGS)
     fi_cachestore.detach()
     assert fresh(announced, tmp_path / "root") == {"plain": ["gc.get_referents"], "made": ["gc.get_referents"]}
