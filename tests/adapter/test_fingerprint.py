@@ -649,27 +649,45 @@ def copy_part(settings, other, place, name):
     setattr(getattr(settings, place)[0], name, getattr(getattr(other, place)[0], name))
 
 
+BOTH_KINDS = pytest.mark.parametrize("runner", [PlainRunner, slim], ids=["class of a module", "class made anew"])
+
+
+@BOTH_KINDS
 @pytest.mark.parametrize("change", CONFIG_CHANGES)
-def test_a_config_that_is_changed_in_place_is_seen(prints, change):
+def test_a_config_that_is_changed_in_place_is_seen(prints, change, runner):
     rule = ConstraintSpec(1, 0, lambda shapes: shapes[0][0])
-    case = of(PlainRunner(), [matrix(50), matrix(50)], settings=config(constraint_specs=(rule,)))
+    case = of(runner(), [matrix(50), matrix(50)], settings=config(constraint_specs=(rule,)))
     before = [taken(prints, case) for _ in range(3)][-1]
     CONFIG_CHANGES[change](case.config, config((16, 32), round_up=True, inputs=(1,)))
     assert isinstance(before[0], int), "not read straight"
     assert taken(prints, case) not in (None, before)
 
 
-def test_a_bucket_mapper_with_other_defaults_is_seen(prints):
+def stepped(size, step=16):
+    """A mapper of a module, with defaults."""
+    return size // step * step
+
+
+def new_mapper():
+    """A mapper that is made for a config, with defaults."""
+
     def mapper(size, step=16):
         return size // step * step
 
-    settings = config()
+    return mapper
+
+
+@BOTH_KINDS
+@pytest.mark.parametrize("mapper_of", [lambda: stepped, new_mapper], ids=["of a module", "made anew"])
+@pytest.mark.parametrize("part", ["__defaults__", "__code__"])
+def test_a_bucket_mapper_with_other_code_or_defaults_is_seen(prints, monkeypatch, part, mapper_of, runner):
+    settings, mapper = config(), mapper_of()
     settings.dynamic_tensor_specs[0].map_to_tuning_buckets = mapper
-    case = of(PlainRunner(), settings=settings)
-    before = [taken(prints, case) for _ in range(3)][-1]
-    mapper.__defaults__ = (32,)
-    assert before is not None
-    assert taken(prints, case) != before
+    case = of(runner(), settings=settings)
+    before = [taken(prints, case) for _ in range(4)][-1]
+    monkeypatch.setattr(mapper, part, {"__defaults__": (32,), "__code__": other_handy.__code__}[part])
+    assert isinstance(before[0], int), "not read straight"
+    assert taken(prints, case) not in (None, before)
 
 
 def test_a_table_of_a_class_that_becomes_a_method_is_seen(prints, monkeypatch):
