@@ -44,20 +44,25 @@ class PackSet:
             packs = self._packs or ()
         return packs
 
-    def refresh(self) -> bool:
-        """List again; return whether anything has changed."""
+    def since(self, seen: tuple[Pack, ...]) -> tuple[Pack, ...]:
+        """List again; return the packs if they are others than the caller has ``seen``: another thread may have listed them before."""
+        self.refresh()
+        packs = self.current()
+        return () if packs is seen else packs
+
+    def refresh(self) -> None:
+        """List again."""
         with self._lock:
             for _ in range(_LISTINGS):
                 names = frozenset(sorted(filter(PACK_NAME.fullmatch, self._reader.names(self.folder)))[:_MAX_PACKS])
                 if self._packs is not None and names == self._names:
-                    return False
+                    return
                 opened = {pack.path.name: pack for pack in self._packs or ()}
                 found = [opened.get(name) or self._opened(name) for name in names]
                 if None not in found:
                     break  # else one was merged into another since it was listed: that one is in the next listing
             self._names = names
             self._packs = tuple(sorted((pack for pack in found if isinstance(pack, Pack)), key=lambda pack: pack.age_order, reverse=True))
-            return True
 
     def _opened(self, name: str) -> Pack | DamagedError | None:
         try:
@@ -103,20 +108,21 @@ class PackedReader(Generic[E]):
 
     def serving(self, digest: Digest) -> Found[E] | Miss:
         """Return what ``get`` serves, with its bytes."""
-        packed = self.packed(digest)
+        seen = self._packs.current()
+        packed = found_in(seen, digest, self._loose.check)
         if isinstance(packed, Miss):
-            return self._loose_or_packed_since(digest, packed)
+            return self._loose_or_packed_since(seen, digest, packed)
         if not self._loose.has(digest, packed.generation + 1):
             return packed
         later = self._loose.serving(digest, packed.generation + 1)
         return later if isinstance(later, Found) else packed
 
-    def _loose_or_packed_since(self, digest: Digest, miss: Miss) -> Found[E] | Miss:
+    def _loose_or_packed_since(self, seen: tuple[Pack, ...], digest: Digest, miss: Miss) -> Found[E] | Miss:
         """Return a loose entry. Where there is none, it may just have been packed: a pack is there before the loose file goes away."""
         loose = self._loose.serving(digest)
         if isinstance(loose, Found):
             return loose
-        if self._packs.refresh() and isinstance(packed := self.packed(digest), Found):
+        if isinstance(packed := found_in(self._packs.since(seen), digest, self._loose.check), Found):
             return packed
         return loose if miss.reason is MissReason.ABSENT else miss
 
@@ -155,11 +161,11 @@ class PackedStore(PackedReader[E]):
         Whoever packs makes the pack visible before the loose file goes away. So if the name was free because the first entry had been
         packed, a listing made after that shows its pack; that entry counts, and ours is taken back.
         """
-        digest = entry.digest
-        if isinstance(first := self.packed(digest), Found):
+        digest, seen = entry.digest, self._packs.current()
+        if isinstance(first := found_in(seen, digest, self._loose.check), Found):
             return Present(first.entry, first.source)
         answer = self._own.publish(entry)
-        if self._packs.refresh() and isinstance(first := self.packed(digest), Found):
+        if isinstance(first := found_in(self._packs.since(seen), digest, self._loose.check), Found):
             if isinstance(answer, Published):
                 ours = seal(entry.to_value())
                 if first.data == ours:

@@ -52,6 +52,49 @@ def contents(root, records=RECORDS):
     return [answer.entry if isinstance(answer := store.get(record.digest), Hit) else answer.reason for record in records]
 
 
+def meanwhile(monkeypatch, owner, name, what):
+    """Have ``what`` happen once, right before a method of ``owner`` is called."""
+    real = getattr(owner, name)
+
+    def after(*args, **kwargs):
+        monkeypatch.undo()
+        what()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, after)
+
+
+def test_a_record_that_is_packed_while_it_is_looked_up_is_found_though_another_thread_has_listed_its_pack(tmp_path, monkeypatch):
+    publish(tmp_path, RECORDS[:1])
+    store = packed_store(tmp_path)
+    store.refresh()
+
+    def packed_and_listed():
+        pack(tmp_path)
+        store.refresh()  # as another thread does that shares the store
+
+    meanwhile(monkeypatch, store._loose, "serving", packed_and_listed)
+    assert isinstance(store.get(RECORDS[0].digest), Hit)
+    assert loose_files(tmp_path) == []
+
+
+def test_the_first_writer_stays_the_first_though_another_thread_has_listed_its_pack(tmp_path, monkeypatch):
+    first, second = (sample_record(1, times_ns={0: time_ns}) for time_ns in (1, 2))
+    store = packed_store(tmp_path)
+    store.refresh()
+
+    def published_packed_and_listed():
+        publish(tmp_path, [first])
+        pack(tmp_path)
+        store.refresh()
+
+    meanwhile(monkeypatch, store._own, "publish", published_packed_and_listed)
+    answer = store.publish(second)
+    assert isinstance(answer, Present)
+    assert answer.entry == first
+    assert loose_files(tmp_path) == []
+
+
 def test_packing_moves_every_loose_record_into_one_pack(tmp_path):
     publish(tmp_path, RECORDS)
     done = pack(tmp_path)
