@@ -31,8 +31,8 @@ _constraint_facts: Final = attrgetter("input_idx", "dim_idx", "infer_shape")
 class ConfigPlan:
     """A config as it was looked at: its specs, constraints and functions, each with its parts.
 
-    ``number`` stands for what it has; ``functions`` are those whose defaults are not made anew with them, and are looked at with the
-    runners'; ``loose`` are functions whose closures may be rebound.
+    ``number`` stands for what it has; ``functions`` are those that are looked at with the runners', all but those that have
+    ``has_new_defaults``, made anew with them; ``loose`` are functions whose closures may be rebound.
     """
 
     ref: weakref.ref[TuningConfig]
@@ -41,6 +41,7 @@ class ConfigPlan:
     constraints: list[tuple[Any, ...]]
     every_function: tuple[FunctionType, ...]
     functions: tuple[FunctionType, ...]
+    has_new_defaults: bool
     are_same: Same
     loose: tuple[FunctionType, ...]
     number: int
@@ -68,7 +69,7 @@ class ConfigPlan:
         for rule, place, dim, infer in self.constraints:
             if rule.input_idx is not place or rule.dim_idx is not dim or rule.infer_shape is not infer:
                 return False
-        return len(self.every_function) == len(self.functions) or self.are_same(self.every_function)
+        return not self.has_new_defaults or self.are_same(self.every_function)
 
 
 class Configs:
@@ -105,7 +106,19 @@ class Configs:
         if number is None:
             number = kept(self._numbers_by_content, content, next(self._numbers))
         loose = tuple(function for function in every if function.__closure__ and known_rounding(function) is None)
-        made = ConfigPlan(weakref.ref(config), facts, specs, constraints, every, functions, same_as_read(every), loose, number, readings)
+        made = ConfigPlan(
+            weakref.ref(config),
+            facts,
+            specs,
+            constraints,
+            every,
+            functions,
+            functions != every,
+            same_as_read(every),
+            loose,
+            number,
+            readings,
+        )
         is_tame = type(facts[0]) is type(facts[1]) is tuple and all(map(_is_tame, (*facts[2:], *rows)))
         return kept(self._known, id(config), made, _MAX_CONFIGS) if is_tame else made
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import dis
 import functools
 import importlib
 import inspect
@@ -148,11 +149,11 @@ def _lambda_text(code: CodeType, lines: Sequence[str]) -> str | None:
     text = "".join(lines)
     places = [place for place in code.co_positions() if None not in place and (place[0], place[2]) != (place[1], place[3])]
     starts = [(line, column) for line, _, column, _ in places if line is not None and column is not None]
-    enclosing = [
-        node
-        for node in ast.walk(_parsed(text))
-        if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno and all(_encloses(node.body, *at) for at in starts)
-    ]
+    lambdas = [node for node in ast.walk(_parsed(text)) if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno]
+    if starts:
+        enclosing = [node for node in lambdas if all(_encloses(node.body, *at) for at in starts)]
+    else:  # CPython 3.12 and 3.13 do not say where the constant is that a lambda is all there is of
+        enclosing = [node for node in lambdas if _returns_the_same(node, code)]
     texts = sorted((ast.get_source_segment(text, node) or "" for node in enclosing), key=len)
     return texts[0] if texts else None
 
@@ -160,6 +161,15 @@ def _lambda_text(code: CodeType, lines: Sequence[str]) -> str | None:
 @functools.lru_cache(maxsize=64)
 def _parsed(text: str) -> ast.Module:
     return ast.parse(text)
+
+
+def _returns_the_same(node: ast.Lambda, code: CodeType) -> bool:
+    """Whether a lambda has the arguments of ``code``, and the constant that it returns."""
+    given = node.args
+    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
+    body = compile(ast.Expression(node.body), "<lambda>", "eval")
+    returned = [[*dis.get_instructions(one)][-1].argval for one in (body, code)]
+    return tuple(name.arg for name in arguments) == code.co_varnames and len({*map(type, returned)}) == len({*map(repr, returned)}) == 1
 
 
 def _encloses(node: ast.expr, line: int, column: int) -> bool:

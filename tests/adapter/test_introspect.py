@@ -486,7 +486,20 @@ def test_class_attributes_count_with_those_of_bases():
 def test_lambdas_of_one_line_are_told_apart():
     first, second = lambda x: x + 1, lambda x: x + 2
     nested = lambda x: lambda y: x + y
-    helpers = [first, second, nested, nested(1), nested(2), lambda: 0, lambda: 1]
+    helpers = [
+        first,
+        second,
+        nested,
+        nested(1),
+        nested(2),
+        lambda: 0,
+        lambda: 1,
+        lambda x: 1,
+        lambda *x: 1,
+        lambda: True,
+        lambda: (1,),
+        lambda: -1,
+    ]
     assert len({key(make_closure_runner(0, helper)).digest for helper in helpers}) == len(helpers)
 
 

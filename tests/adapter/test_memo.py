@@ -377,6 +377,7 @@ def counted(function):
     finally:
         sys.setprofile(None)
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # CPython 3.12 looks for it when tracing begins
     sys.settrace(trace)
     try:
         function()
