@@ -134,7 +134,7 @@ def test_attaching_costs_the_same_at_any_size(tmp_path):
 MAX_ATTACH_CALLS = 300
 MAX_ATTACHING = {"stat": 7, "open": 1, "fstat": 1, "read": 1, "close": 1, "listdir": 1}
 MAX_LOOKING_UP = {"open": 3, "fstat": 3, "read": 3, "close": 2, "pread": 4, "access": 2, "listdir": 12, "scandir": 12, "stat": 60}
-OF_PYTHON = {"fspath", "getpid", "geteuid", "register_at_fork", "getcwd"}
+OF_PYTHON = {"fspath", "getpid", "geteuid", "register_at_fork", "getcwd", "_path_splitroot_ex", "_path_normpath"}
 """What ``posix`` has that asks no file system."""
 
 
