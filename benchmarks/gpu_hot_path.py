@@ -1,13 +1,13 @@
 """One eager call on a GPU with our tuner attached beside the same call with FlashInfer's own: mm_bf16 and bmm_fp8, both tuned before.
 
-Usage: python benchmarks/gpu_hot_path.py [FILE]      (under three minutes on an H100; compiles FlashInfer's cuBLAS kernels first)
+Usage: python benchmarks/gpu_hot_path.py [FILE]      (three to six minutes on an H100; compiles FlashInfer's cuBLAS kernels first)
 
 Prints one JSON document, and writes it to FILE. Both sides are timed by turns in one process, whose speed differs from that of the
 next one by more than they do: a sample is the time of a run of calls on the host, with one synchronisation at its end. Each of
-five processes is a pair: the medians of its samples of either side, and of the ratios of samples made one after the other. Ours come
-from records that another process measured (under the eager policy) and this one verified; FlashInfer has the same choices in memory, as
-its ``autotune`` leaves them, since what a kernel costs on the host differs by more than a look-up. The matrices are small, so that the
-host is what takes the time.
+five processes is a pair: the medians of its samples of either side, and of the ratios of samples made one after the other; and
+medians of the look-up alone. Ours come from records that another process measured (under the eager policy) and this one verified;
+FlashInfer has the same choices in memory, as its ``autotune`` leaves them, since what a kernel costs on the host differs by more than a
+look-up. The matrices are small, so that the host is what takes the time.
 """
 
 from __future__ import annotations
@@ -91,20 +91,26 @@ def measure(root: str) -> dict[str, Any]:
 
 
 def timed(made: dict[str, Callable[[], Any]], root: str) -> dict[str, dict[str, Any]]:
-    """Return, by call, the median microseconds of either side, timed by turns, and the median of the ratios of neighbours."""
+    """Return, by call, the median microseconds of either side, timed by turns, and the median of the ratios of neighbours.
+
+    Of look-ups too, asked with one list of runners again and again.
+    """
     import fi_cachestore
 
     samples: dict[str, dict[str, list[float]]] = {name: {side: [] for side in SIDES} for name in made}
+    look_ups: dict[str, dict[str, list[float]]] = {name: {side: [] for side in SIDES} for name in made}
     for number in range(2 * SAMPLES):
         side = SIDES[(number + number // 2) % 2]  # theirs, ours, ours, theirs: what changes with time does so for both
         if side == "ours":
             fi_cachestore.attach(root=root)
         for name, call in made.items():
             samples[name][side].append(sample(call))
+            look_ups[name][side].append(sample(look_up(call)))
         if side == "ours":
             fi_cachestore.detach()
     return {
         name: {f"{side}_us": round(statistics.median(us), 3) for side, us in sides.items()}
+        | {f"{side}_look_up_us": round(statistics.median(us), 3) for side, us in look_ups[name].items()}
         | {"ratio": round(statistics.median(map(operator.truediv, sides["ours"], sides["theirs"])), 3)}
         for name, sides in samples.items()
     }
@@ -127,20 +133,34 @@ def told(choice: str) -> Iterator[None]:
             memory[key] = (-1, *memory[key][1:])
 
 
-def chosen(call: Callable[[], Any]) -> str:
-    """Return which runner and tactic a call gets."""
+def asked(call: Callable[[], Any]) -> list[tuple[tuple[Any, ...], dict[str, Any], tuple[Any, Any]]]:
+    """Return what a call asks the tuner for, and the answers."""
     from flashinfer.autotuner import AutoTuner
 
-    tuner_class, answers = type(AutoTuner.get()), []
+    tuner_class, found = type(AutoTuner.get()), []
     plain = tuner_class.choose_one
 
     def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        answers.append(plain(self, *args, **kwargs))
-        return answers[-1]
+        found.append((args, kwargs, plain(self, *args, **kwargs)))
+        return found[-1][-1]
 
     with mock.patch.object(tuner_class, "choose_one", noting):
         call()
-    return ", ".join(f"{type(runner).__name__} {tactic}" for runner, tactic in answers)
+    return found
+
+
+def chosen(call: Callable[[], Any]) -> str:
+    """Return which runner and tactic a call gets."""
+    return ", ".join(f"{type(runner).__name__} {tactic}" for _, _, (runner, tactic) in asked(call))
+
+
+def look_up(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Return the look-up that a call makes, alone."""
+    from flashinfer.autotuner import AutoTuner
+
+    [(args, kwargs, _)] = asked(call)
+    tuner = AutoTuner.get()
+    return lambda: tuner.choose_one(*args, **kwargs)
 
 
 def sample(call: Callable[[], Any]) -> float:
@@ -173,7 +193,11 @@ def summary(pairs: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in [name for name, row in pairs[0].items() if "ours_us" in row]:
         ratios = [pair[name]["ratio"] for pair in pairs]
-        found[name] = {f"{side}_us": statistics.median(pair[name][f"{side}_us"] for pair in pairs) for side in SIDES}
+        found[name] = {
+            f"{side}{what}_us": statistics.median(pair[name][f"{side}{what}_us"] for pair in pairs)
+            for what in ("", "_look_up")
+            for side in SIDES
+        }
         found[name] |= {
             "ratio": statistics.median(ratios),
             "ratio_of_pairs": ratios,
