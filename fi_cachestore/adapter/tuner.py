@@ -154,9 +154,12 @@ class CacheStoreTuner(AutoTuner):
 
     def get_effective_map_to_tuning_buckets(self, tuning_config: TuningConfig, spec_idx: int = 0) -> Any:
         """As FlashInfer's, by the rule in force. Runners ask for it each time they are made."""
-        rule = None if self.has_context() else self._fi_cachestore.ambient()
-        if rule is None or rule.buckets is not None or rule.round_up:
-            return super().get_effective_map_to_tuning_buckets(tuning_config, spec_idx)
+        try:
+            rule = None if self.has_context() else self._fi_cachestore.ambient()
+            if rule is None or rule.buckets is not None or rule.round_up:
+                return super().get_effective_map_to_tuning_buckets(tuning_config, spec_idx)
+        except (AttributeError, TypeError):  # another thread has detached meanwhile
+            return _plain(self).get_effective_map_to_tuning_buckets(tuning_config, spec_idx)
         return tuning_config.dynamic_tensor_specs[spec_idx].map_to_tuning_buckets
 
     @property
@@ -171,7 +174,7 @@ class CacheStoreTuner(AutoTuner):
 
     @property
     def _effective_skip_ops(self) -> frozenset[str]:
-        try:  # FlashInfer asks for this one, and for no other, before it takes its lock: another thread may detach just then
+        try:  # FlashInfer asks for this one before it takes its lock: another thread may detach just then
             own: frozenset[str] = super()._effective_skip_ops
             tuning = self._fi_cachestore.tuning
         except (AttributeError, TypeError):

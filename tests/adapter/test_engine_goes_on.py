@@ -6,6 +6,7 @@ from flashinfer.autotuner import AutoTuner
 
 import fi_cachestore
 from fi_cachestore.adapter import drive, ranking, serve
+from fi_cachestore.adapter.state import AdapterState
 from fi_cachestore.adapter.tuner import CacheStoreTuner
 from tests.adapter.runners import PlainRunner, choose, config, matrix, timed
 
@@ -110,6 +111,22 @@ def test_a_runners_own_fault_is_raised_after_ours(tuned, monkeypatch):
 
     with pytest.raises(BugError, match="the runner's"):
         choose("op", [Failing()], [matrix(60, 64)])
+
+
+@pytest.mark.parametrize("where", [(CacheStoreTuner, "has_context"), (AdapterState, "ambient")], ids=lambda where: where[1])
+def test_a_mapper_may_be_asked_for_while_a_session_is_taken_off(tuned, monkeypatch, where):
+    """Runners ask while they are made, outside every call and without FlashInfer's lock."""
+    real = getattr(*where)
+
+    def detaching(*args):
+        fi_cachestore.detach()
+        return real(*args)
+
+    monkeypatch.setattr(*where, detaching)
+    settings = config()
+    found = AutoTuner.get().get_effective_map_to_tuning_buckets(settings)
+    assert found is settings.dynamic_tensor_specs[0].map_to_tuning_buckets
+    assert type(AutoTuner.get()) is AutoTuner
 
 
 def test_memory_may_be_cleared_while_a_session_is_taken_off(tuned, monkeypatch):
