@@ -1,7 +1,7 @@
 """Whether functions have the code and defaults that they had, told of a whole row by one look.
 
 Python announces each reading of ``__code__`` and ``__defaults__`` to audit hooks. From CPython 3.12 on filelock has one, in Python, which
-makes a reading take ten times as long. What the garbage collector says of a row of functions is announced once for all of them.
+makes a reading take several times as long. What the garbage collector says of a row of functions is announced once for all of them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _by_referents(functions: Sequence[FunctionType]) -> Same | None:
 
 
 def same_as_read(functions: Sequence[FunctionType]) -> Same:
-    """Return what ``same_as`` does. It is made in a fourth of the time, and tells in ten times as long."""
+    """Return what ``same_as`` does. It is made in less time, and takes more to tell: for what is asked once or twice."""
     known = [*map(_body, functions)]
 
     def is_same(others: Sequence[FunctionType]) -> bool:

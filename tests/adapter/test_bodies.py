@@ -146,7 +146,7 @@ def announced(root):
 
 
 def test_a_hit_is_announced_to_audit_hooks_once(tmp_path):
-    """filelock has such a hook from CPython 3.12 on, and others may: each event costs what a tenth of a look-up does."""
+    """filelock has such a hook from CPython 3.12 on, and others may: a look-up that reads every function's code is slow there."""
     fi_cachestore.detach()
     with timed(), fi_cachestore.autotune(root=tmp_path / "root"):
         choose("op", [PlainRunner()], [matrix(50)], SETTINGS)
