@@ -82,6 +82,7 @@ def choose(
         if isinstance(described, Description):
             reviewed.note(state, described)
         state.note_ephemeral(op, "incomplete key", gaps)
+        state.look_for_orphans(device_of(inputs))  # a facet that is unknown by now leaves records behind too
         with tuner.memory_only():
             return tuner.plain_choose_one(op, runners, config, inputs, **kwargs)
     decision = answer(tuner, described)

@@ -9,6 +9,7 @@ import torch
 
 import fi_cachestore
 from fi_cachestore.adapter import attach as attach_module
+from fi_cachestore.adapter import state as state_module
 from fi_cachestore.adapter.orphans import OrphanWatch, device_at_hand
 from fi_cachestore.environment.facets import Device, Role
 from fi_cachestore.environment.identity import Environments
@@ -103,6 +104,15 @@ def test_several_facets_and_one_that_is_not_determined_any_more(tmp_path, sessio
     session_in(tmp_path, cudnn="9.19", cublas="12")
     [said] = [line for line in session_in(tmp_path, "replay", cudnn=None, cublas="13") if "another environment" in line]
     assert said.endswith("are not served: cudnn 9.19 -> (unknown), cublas 12 -> 13; tune again in this one")
+
+
+def test_it_is_said_at_the_first_call_where_the_device_cannot_be_told_before(tmp_path, session_in, monkeypatch):
+    """A process with CUDA does not know its device until somebody uses it."""
+    monkeypatch.setattr(state_module, "device_at_hand", lambda: None)
+    session_in(tmp_path, cudnn="9.19")
+    for now, change in (("9.20", "9.20"), (None, "(unknown)")):
+        [said] = [line for line in session_in(tmp_path, "replay", cudnn=now) if "another environment" in line]
+        assert said.endswith(f"are not served: cudnn 9.19 -> {change}; tune again in this one")
 
 
 def test_records_of_an_image_are_counted_too(tmp_path, session_in, monkeypatch):
