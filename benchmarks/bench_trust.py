@@ -5,7 +5,7 @@ profile of every op of the store, and leaves. CPU time, medians of starts in pai
 the pairs' ratios, which a machine that gets slower or faster meanwhile changes less. 50 ops, each a schema, with 20 records each;
 kernels are simulated.
 
-Usage: python benchmarks/bench_trust.py [--starts 81] [--schemas 50] [--out FILE]
+Usage: python benchmarks/bench_trust.py [--starts 201] [--schemas 50] [--out FILE]
 """
 
 import argparse
@@ -89,7 +89,7 @@ def in_a_process(root: Path, schema_count: int, *, checks: bool) -> dict[str, fl
 def main() -> None:
     """Measure, and print the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--starts", type=int, default=81)
+    parser.add_argument("--starts", type=int, default=201)
     parser.add_argument("--schemas", type=int, default=50)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
