@@ -93,3 +93,8 @@ class Belief:
         """Forget what was read of verdicts, so that what others wrote since is found."""
         if self.ledger is not None:
             self.ledger.refresh()
+
+    def keep_overview(self) -> None:
+        """Leave for later processes what this one had to read of verdicts file by file. Never raises."""
+        if self.ledger is not None:
+            self.ledger.keep_overview()

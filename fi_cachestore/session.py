@@ -282,7 +282,7 @@ class Session:
         return self._rules.in_force(device)
 
     def commit(self) -> None:
-        """End the session: agree with the other ranks, keep the rules for later processes, and pack what has come together.
+        """End the session: agree with the other ranks, and keep for later processes: rules, packs, an overview of verdicts.
 
         Never raises; a store that refuses costs one warning. Among ranks, every rank must call this or ``leave``.
         """
@@ -295,6 +295,8 @@ class Session:
             self._agree(self.group)
         if self._ports.pack is not None and self.report().tuned_count:
             self._ports.pack()
+        if self.mode.publishes:
+            self.belief.keep_overview()
 
     def _agree(self, group: Group) -> None:
         counts = self.report()
@@ -314,7 +316,7 @@ class Session:
         self.recorder.agreed(agreement.shared_count, len(agreement.settled), agreement.local_count, agreement.rank_stats)
         self._suspects.update(op for row in agreement.rank_stats.values() for op in (row or {}).get("suspects", ()))
         self.belief.hear(agreement.rank_stats.values())
-        self._end_group()
+        self.group = self.known.group = None
 
     @property
     def suspects(self) -> frozenset[str]:
@@ -325,10 +327,7 @@ class Session:
         """End the session without agreeing, so that no other rank waits for this one. Never raises."""
         if self.group is not None:
             self.group.ranks.leave()
-            self._end_group()
-
-    def _end_group(self) -> None:
-        self.group = self.known.group = None
+            self.group = self.known.group = None
 
     def drop(self, keys: Iterable[TuneKey]) -> None:
         """Free claims on ``keys`` that were taken while waiting and not used."""

@@ -22,6 +22,7 @@ from fi_cachestore.store.port import Hit, Miss
 from fi_cachestore.store.rules_log import RulesLog
 from fi_cachestore.testing.faults import DISK_FULL, FaultyWriter, fail_at
 from fi_cachestore.testing.samples import sample_key, sample_record
+from fi_cachestore.validation.ledger import Ledger
 from fi_cachestore.work import Answered, Elsewhere, Limits, Mine, Spent
 
 DEVICE = {"device": "cpu"}
@@ -364,6 +365,19 @@ def test_other_modes_keep_no_rules(world, tmp_path, mode):
     session.note_rule(DEVICE, Rule((1,)))
     session.commit()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_only_a_session_that_publishes_leaves_an_overview_of_verdicts(world, mode, monkeypatch):
+    kept = []
+    monkeypatch.setattr(Ledger, "keep_overview", lambda *own: kept.extend(own))
+    session = world.session(mode=mode, ledger=(ledger := Ledger(None)))
+    assert kept == []
+    session.commit()
+    assert kept == ([ledger] if mode in (Mode.AUTO, Mode.REFRESH) else [])
+    world.session(mode=mode).commit()
+    world.session(mode=mode, ledger=ledger).leave()
+    assert len(kept) <= 1
 
 
 def test_rules_that_cannot_be_kept_cost_one_warning(world, tmp_path, caplog):

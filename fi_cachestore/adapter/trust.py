@@ -158,6 +158,8 @@ def examine(tuner: CacheStoreTuner, session: Session, view: RunnerView, rows: Se
     if ledger is None:
         return Course.RECORDS
     groups, doubted = _unproven(tuner, session, ledger, view, rows), []
+    if groups is None:
+        return Course.RECORDS
     if groups:
         if cuda.is_capturing():
             return Course.DEFAULT
@@ -175,10 +177,15 @@ def examine(tuner: CacheStoreTuner, session: Session, view: RunnerView, rows: Se
     return Course.RECORDS
 
 
-def _unproven(tuner: CacheStoreTuner, session: Session, ledger: Ledger, view: RunnerView, rows: Sequence[Row]) -> dict[Digest, list[Row]]:
-    """Return what is to be verified, by the left-out values of writer and reader; refuse what is not served to anybody."""
+def _unproven(
+    tuner: CacheStoreTuner, session: Session, ledger: Ledger, view: RunnerView, rows: Sequence[Row]
+) -> dict[Digest, list[Row]] | None:
+    """Return what is to be verified, by the left-out values of writer and reader; refuse what is not served to anybody.
+
+    Where there are rows and all of them are validated, which a banned schema's are not, it is ``None``.
+    """
     groups: dict[Digest, list[Row]] = {}
-    refuses_nothing, alike, is_validated = ledger.refuses_nothing(), None, False
+    refuses_nothing, alike, is_validated, are_all = ledger.refuses_nothing(), None, False, bool(rows)
     for profile, record in rows:
         theirs = record.evidence.left_out
         if theirs is not alike:  # asked once for all that were measured with the same values
@@ -188,12 +195,13 @@ def _unproven(tuner: CacheStoreTuner, session: Session, ledger: Ledger, view: Ru
                 is_validated = ledger.standing(view.schema.digest, _values(view, record)) is Standing.VALIDATED and refuses_nothing
         if is_validated:
             continue
+        are_all = False
         match why_not(tuner.state, session, view, record):
             case MissReason.UNPROVEN if record.usable:
                 groups.setdefault(_values(view, record), []).append((profile, record))
             case MissReason.REFUSED:
                 _refuse(session, [record])
-    return groups
+    return None if are_all else groups
 
 
 def note_measured(state: AdapterState, view: RunnerView, own: Sequence[Record]) -> None:

@@ -6,6 +6,7 @@ a refusal bans one record, whatever its schema.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -22,6 +23,8 @@ from fi_cachestore.records.observation import Sample, Side, sample_from, side_fr
 REFUSED: Final = "refused"
 VALIDATION: Final = "validation-"
 """What the names of validations begin with; their left-out digest follows."""
+SCHEMA_STEM: Final = re.compile(r"validation-[0-9a-f]{64}|quarantine|override-[0-9]{8}", re.ASCII)
+"""The names that verdicts on a schema have, without generation."""
 MAX_NUMBER: Final = 99_999_999
 _MAX_TEXT_CHARS: Final = 2000
 _VALIDATION_KIND: Final = "fi_cachestore.validation/1"

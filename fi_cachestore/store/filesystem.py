@@ -50,7 +50,10 @@ class Reader(Protocol):
         """Whether something has this name; not if that cannot be told. Costs a fourth of a ``read`` of what is not there."""
 
     def changed_unix_ns(self, directory: str) -> int | None:
-        """Return when a name was last added to or removed from ``directory``, by the file system's clock; ``None`` if it cannot be told."""
+        """Return when a name was last added to or removed from ``directory``, by the file system's clock; ``None`` if it cannot be told.
+
+        It is the time of change of the directory itself, which nobody can set: a copy of it has another one.
+        """
 
     def names(self, directory: Path | str) -> Iterator[str]:
         """Yield the names in ``directory``; nothing if it cannot be listed."""
@@ -99,7 +102,7 @@ class OsFileSystem:
     def changed_unix_ns(self, directory: str) -> int | None:
         """Return a directory's time of change; see ``Reader.changed_unix_ns``."""
         try:
-            return os.stat(directory).st_mtime_ns
+            return os.stat(directory).st_ctime_ns
         except OSError:
             return None
 

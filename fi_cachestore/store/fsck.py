@@ -126,6 +126,12 @@ def _verdicts(root: Path, files: Reader) -> Iterator[tuple[str, Finding | None]]
             yield "verdict", _stray(path)
         else:
             yield from _checked("verdict", path, folder.load, *place)
+    for name in sorted(files.names(folder.overviews.folder)):
+        path = folder.overviews.folder / name
+        if NUMBERED_NAME.fullmatch(name) is None:
+            yield "overview", _stray(path)
+        else:
+            yield from _checked("overview", path, folder.overviews.load, path)
 
 
 def _marks(root: Path, files: Reader) -> Iterator[tuple[str, Finding | None]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -16,9 +16,11 @@ from typing import Final
 from fi_cachestore.errors import DamagedError, StoreIOError
 from fi_cachestore.keys.digest import Digest, is_digest
 from fi_cachestore.records.envelope import MAX_SEALED_BYTES, MissReason, body_of, seal, unseal
+from fi_cachestore.records.overview import Glance
 from fi_cachestore.records.verdict import (
     MAX_NUMBER,
     REFUSED,
+    SCHEMA_STEM,
     VALIDATION,
     Override,
     Validation,
@@ -27,25 +29,16 @@ from fi_cachestore.records.verdict import (
     verdict_from,
 )
 from fi_cachestore.store.filesystem import OsFileSystem, Reader, Writer
+from fi_cachestore.store.overviews import OVERVIEW, Overviews
 from fi_cachestore.store.publish import create_once
 
 VERDICTS_FOLDER: Final = "verdicts"
 MAX_GENERATIONS: Final = 8
-_FILE_NAME: Final = re.compile(r"(validation-[0-9a-f]{64}|quarantine|override-[0-9]{8}|[0-9a-f]{64}-[0-9a-f]{64})\.([0-7])\.rec", re.ASCII)
+_FILE_NAME: Final = re.compile(rf"({SCHEMA_STEM.pattern}|[0-9a-f]{{64}}-[0-9a-f]{{64}})\.([0-7])\.rec", re.ASCII)
 _OVERRIDE: Final = "override-"
 _ATTEMPTS: Final = 64
-_MAX_GLANCED: Final = 4
 _SETTLED_NS: Final = 2_000_000_000
 """Longer than the grain of any file system's times of change, and than clocks of one site differ."""
-
-
-@dataclass(frozen=True, slots=True)
-class Glance:
-    """What a schema's folder had when it was last known to have changed: files by stem, and the stems of validations that are sound."""
-
-    changed_unix_ns: int
-    stems: frozenset[str]
-    validated: frozenset[str]
 
 
 class VerdictFolder:
@@ -58,33 +51,35 @@ class VerdictFolder:
         self._durable = durable
         self._reader: Reader = OsFileSystem() if reader is None else reader
         self._writer = writer
+        self.overviews = Overviews(self.folder, reader=self._reader, writer=writer)
 
-    def folders(self) -> frozenset[str]:
-        """Return the digests of the schemas that something is kept about, and ``refused`` if there may be refusals: one listing."""
-        return frozenset(name for name in self._reader.names(self.folder) if name == REFUSED or is_digest(name))
+    def schemas(self) -> frozenset[Digest]:
+        """Return the digests of the schemas that something is kept about: one listing."""
+        return frozenset(map(Digest, filter(is_digest, self._reader.names(self.folder))))
 
     def stems(self, folder: str) -> frozenset[str]:
         """Return what one folder has files for: one listing, which proves nothing about their content."""
         return frozenset([found[1] for name in self._reader.names(f"{self._prefix}/{folder}") if (found := _FILE_NAME.fullmatch(name))])
 
-    def glances(self, schemas: Iterable[str], now_unix_ns: int) -> dict[str, Glance]:
-        """Look through the folders of ``schemas``; return what those have that hold but a few files and were not changed just now.
+    def glances(self, schemas: Iterable[Digest], now_unix_ns: int, known: Mapping[Digest, Glance], *, most: int) -> dict[Digest, Glance]:
+        """Look through the folders of ``schemas``; return what those have that hold at most ``most`` files and were not changed just now.
 
-        A change that the next one cannot be told from by its time is one of the last moments.
+        What is in ``known`` and has not changed is taken from there. A change that the next one cannot be told from by its time is one of
+        the last moments.
         """
         found = {}
         for schema in schemas:
             changed_unix_ns = self._reader.changed_unix_ns(f"{self._prefix}/{schema}")
-            if changed_unix_ns is None or changed_unix_ns > now_unix_ns - _SETTLED_NS:
-                continue
-            stems = self.stems(schema)
-            if len(stems) <= _MAX_GLANCED:
+            glance = known.get(schema)
+            if glance is not None and glance.changed_unix_ns == changed_unix_ns:
+                found[schema] = glance
+            elif changed_unix_ns and changed_unix_ns <= now_unix_ns - _SETTLED_NS and len(stems := self.stems(schema)) <= most:
                 left_out = [Digest(stem.removeprefix(VALIDATION)) for stem in stems if stem.startswith(VALIDATION)]
-                sound = [f"{VALIDATION}{digest}" for digest in left_out if self.is_validated(Digest(schema), digest, [])]
+                sound = [f"{VALIDATION}{digest}" for digest in left_out if self.is_validated(schema, digest, [])]
                 found[schema] = Glance(changed_unix_ns, stems, frozenset(sound))
         return found
 
-    def is_as_seen(self, schema: str, glance: Glance) -> bool:
+    def is_as_seen(self, schema: Digest, glance: Glance) -> bool:
         """Whether a schema's folder has had no new file since. One question to the file system."""
         return self._reader.changed_unix_ns(f"{self._prefix}/{schema}") == glance.changed_unix_ns
 
@@ -166,8 +161,10 @@ class VerdictFolder:
         raise StoreIOError(str(self.folder / override.folder), "publishing an override", "every number tried is taken")
 
     def files(self) -> Iterator[tuple[Path, tuple[str, str, int] | None]]:
-        """Yield every name below the folder with the arguments to ``load`` it, ``None`` for names that no verdict has."""
+        """Yield every name below the folder with the arguments to ``load`` it, ``None`` for names that no verdict has; no overviews."""
         for folder in sorted(self._reader.names(self.folder)):
+            if folder == OVERVIEW:
+                continue
             if folder != REFUSED and not is_digest(folder):
                 yield self.folder / folder, None
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -137,6 +138,14 @@ class Ledger:
         with self._lock:
             self._schemas.clear()
             self._stored.forget()
+
+    def keep_overview(self) -> None:
+        """Leave for later processes what this one had to read file by file. Never raises: it saves time alone."""
+        with self._lock:
+            keep = self._stored.to_keep()
+        if keep is not None:
+            with contextlib.suppress(CacheStoreError):
+                keep()
 
     # -- verdicts ---------------------------------------------------------------------------------------------------------------
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from fi_cachestore.errors import DamagedError
 from fi_cachestore.keys.digest import Digest
+from fi_cachestore.records.overview import Glance
 from fi_cachestore.records.verdict import REFUSED, VALIDATION, Override, Quarantine, Verdict, Word
-from fi_cachestore.store.verdicts import Glance, VerdictFolder
+from fi_cachestore.store.verdicts import VerdictFolder
 
 _READ_SINGLY: Final = 3
 _MAX_AHEAD: Final = 128
+_MAX_OVERVIEW: Final = 256
+_FEW_FILES, _MANY_FILES = 4, 64
+_MOMENT_NS: Final = 1_000_000_000
+"""How long what was compared with the file system counts, so that a start compares once and not between all its other work."""
 
 
 @dataclass(slots=True)
@@ -30,12 +36,23 @@ class Said:
     validated: frozenset[str] = frozenset()
 
 
+@dataclass(slots=True)
+class _Rows:
+    """What is known of a folder's schemas without listing them, and when all of it was last compared with the file system, if it was."""
+
+    glances: dict[Digest, Glance]
+    compared_unix_ns: int = 0
+    is_looked_through: bool = False
+
+
 class Stored:
     """Reads when it is asked, and remembers listings until ``forget``. Not thread-safe: the ledger's lock is around it.
 
-    A process that asks for a few schemas is about to ask for more, in between other work, which makes each of them cost four times of
-    what it does in one go. So with a clock, the fourth question has the folders looked through (unless they have very many schemas), and
-    a later one is answered by that as long as the schema's folder has not changed since.
+    With a clock, a schema is answered by the overview that an earlier process has left, as long as its folder has not changed since. A
+    process that asks for a few is about to ask for more, in between other work, which makes each of them cost several times of what it
+    does in one go. So from the fourth question on all rows are compared with the file system at once, which counts for a second; later
+    each is compared for itself. The fourth question that an overview leaves open has all folders looked through (unless they have very
+    many schemas), and ``to_keep`` makes an overview for later processes.
     """
 
     def __init__(self, folders: Sequence[VerdictFolder], own: VerdictFolder | None, now_unix_ns: Callable[[], int] | None) -> None:
@@ -46,19 +63,30 @@ class Stored:
 
     def forget(self) -> None:
         """Forget what was read."""
-        self._names: dict[VerdictFolder, frozenset[str]] = {}
-        self._glances: dict[VerdictFolder, dict[str, Glance]] = {}
+        self._names: dict[VerdictFolder, frozenset[Digest]] = {}
+        self._rows: dict[VerdictFolder, _Rows] = {}
+        self._open_count: Counter[VerdictFolder] = Counter()
         self._refusals: dict[Digest, dict[Digest, VerdictFolder]] | None = None
-        self._asked_count = 0
+        self._asked: set[Digest] = set()
 
     def said_of(self, schema: Digest) -> Said:
         """Return what is said of a schema, overrides and quarantines applied; validations are listed, and read by ``is_validated``."""
-        self._asked_count += 1
-        found = Said()
+        if len(self._asked) < _MAX_OVERVIEW:
+            self._asked.add(schema)
+        found, are_validations = Said(), True
         for folder in self._all:
-            if schema in self._listed(folder):
-                self._list(folder, schema, found)
-        if not all(stem.startswith(VALIDATION) for _, stems in found.stems for stem in stems):
+            glance = self._glance(folder, schema)
+            if glance is not None:
+                stems = glance.stems
+                found.validated |= glance.validated
+                are_validations &= stems == glance.validated
+            elif schema in self._listed(folder):
+                stems = folder.stems(schema)
+                are_validations &= all(stem.startswith(VALIDATION) for stem in stems)
+            else:
+                continue
+            found.stems.append((folder, stems))
+        if not are_validations:
             self._apply_words(schema, found)
         return found
 
@@ -77,7 +105,7 @@ class Stored:
         if self._refusals is None:
             self._refusals = {}
             for folder in self._all:
-                for stem in folder.stems(REFUSED) if REFUSED in self._listed(folder) else ():
+                for stem in folder.stems(REFUSED):
                     key, _, content = stem.partition("-")
                     self._refusals.setdefault(Digest(key), {})[Digest(content)] = folder
         return self._refusals
@@ -89,26 +117,46 @@ class Stored:
         self._note(damaged)
         return found
 
-    def _listed(self, folder: VerdictFolder) -> frozenset[str]:
+    def to_keep(self) -> Callable[[], None] | None:
+        """Return what leaves an overview of the root itself for later processes; ``None`` if this one did not have to look into folders.
+
+        What is returned reads and writes files, and needs no lock. It does nothing where nothing is new, and raises what
+        ``Overviews.append`` does.
+        """
+        if self._own is None or self._now_unix_ns is None or not self._open_count[self._own]:
+            return None
+        del self._open_count[self._own]
+        return partial(_keep_overview, self._own, frozenset(self._asked), self._now_unix_ns())
+
+    def _listed(self, folder: VerdictFolder) -> frozenset[Digest]:
         if folder not in self._names:
-            self._names[folder] = folder.folders()
+            self._names[folder] = folder.schemas()
         return self._names[folder]
 
-    def _list(self, folder: VerdictFolder, schema: Digest, found: Said) -> None:
-        glance = self._glances_at(folder).get(schema)
-        if glance is None or not folder.is_as_seen(schema, glance):
-            found.stems.append((folder, folder.stems(schema)))
-            return
-        found.stems.append((folder, glance.stems))
-        found.validated |= glance.validated
+    def _glance(self, folder: VerdictFolder, schema: Digest) -> Glance | None:
+        """Return what is known of a schema's folder without listing it, if the folder is as it was now or a moment ago."""
+        if self._now_unix_ns is None:
+            return None
+        now_unix_ns, rows = self._now_unix_ns(), self._rows.get(folder)
+        if rows is None:
+            rows = self._rows[folder] = _Rows(folder.overviews.newest())
+        if not rows.compared_unix_ns and len(self._asked) > _READ_SINGLY and len(rows.glances) <= _MAX_AHEAD:
+            rows.glances = {name: glance for name, glance in rows.glances.items() if folder.is_as_seen(name, glance)}
+            rows.compared_unix_ns = now_unix_ns
+        glance = rows.glances.get(schema)
+        if glance is not None and (0 <= now_unix_ns - rows.compared_unix_ns <= _MOMENT_NS or folder.is_as_seen(schema, glance)):
+            return glance
+        return self._looked_through(folder, rows, now_unix_ns).get(schema) if schema in self._listed(folder) else None
 
-    def _glances_at(self, folder: VerdictFolder) -> dict[str, Glance]:
-        if self._now_unix_ns is None or self._asked_count <= _READ_SINGLY:
+    def _looked_through(self, folder: VerdictFolder, rows: _Rows, now_unix_ns: int) -> dict[Digest, Glance]:
+        """Return what a look through all folders has found, when the fourth schema has to be looked up; else nothing."""
+        self._open_count[folder] += 1
+        schemas = self._listed(folder)
+        if rows.is_looked_through or self._open_count[folder] <= _READ_SINGLY or len(schemas) > _MAX_AHEAD:
             return {}
-        if folder not in self._glances:
-            schemas = self._listed(folder) - {REFUSED}
-            self._glances[folder] = folder.glances(schemas, self._now_unix_ns()) if len(schemas) <= _MAX_AHEAD else {}
-        return self._glances[folder]
+        rows.glances = folder.glances(schemas, now_unix_ns, rows.glances, most=_FEW_FILES)
+        rows.compared_unix_ns, rows.is_looked_through = now_unix_ns, True
+        return rows.glances
 
     def _apply_words(self, schema: Digest, found: Said) -> None:
         words = {folder: self._word(folder, schema, stems) for folder, stems in found.stems}
@@ -145,6 +193,15 @@ class Stored:
     def _note(self, damaged: Sequence[DamagedError]) -> None:
         if damaged:
             self.damaged.update(damage.reason for damage in damaged)
+
+
+def _keep_overview(folder: VerdictFolder, asked: frozenset[Digest], now_unix_ns: int) -> None:
+    """Leave an overview of what was asked for and, if there is room, of what the last one had: a root may serve several machines."""
+    kept = folder.overviews.newest()
+    schemas = asked | kept.keys()
+    glances = folder.glances(asked if len(schemas) > _MAX_OVERVIEW else schemas, now_unix_ns, kept, most=_MANY_FILES)
+    if glances != kept:
+        folder.overviews.append(glances)
 
 
 def _said(word: Override) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 from collections import Counter
 
 import pytest
@@ -152,6 +153,7 @@ def test_a_sample_is_tried_once_and_a_validated_store_costs_nothing_at_start(tmp
 
 
 OPS = ("one", "two", "three")
+SEVEN_OPS = (*OPS, "four", "five", "six", "seven")
 
 
 def note_verdicts_read(operations):
@@ -170,23 +172,46 @@ def note_verdicts_read(operations):
     verdicts_module.verdict_from = lambda value: operations.append("decode") or decoded(value)
 
 
-def start_of_three_ops(root):
-    """Tune three ops, and return what was done to the verdicts, and what was tried."""
+def start_of(root, ops=OPS, **settings):
+    """Tune some ops, and return what was done to the verdicts, and what was tried. What is on disk counts as settled."""
     operations = []
     note_verdicts_read(operations)
+    verdicts_module._SETTLED_NS = -(10**12)
     COUNTS.update(listings=0, runs=0)
-    with timed() as measured, fi_cachestore.autotune(root=root) as session:
-        tactics = [ask(SeedRunner(True), op=op) for op in OPS]
-    return tactics, len(measured), session.report().hit_count, session.report().verified_count, Counter(operations)
+    with timed() as measured, fi_cachestore.autotune(root=root, **settings) as session:
+        tactics = [ask(SeedRunner(True), op=op) for op in ops]
+        asked = Counter(operations)
+    return tactics, len(measured), session.report().hit_count, session.report().verified_count, asked
 
 
 def test_a_start_on_a_validated_store_lists_and_reads_each_schema_once_and_decodes_no_verdict(tmp_path):
     count = len(OPS) * len(BUCKETS)
-    assert fresh(start_of_three_ops, tmp_path)[:4] == ([13] * 3, 4 * count, 0, 0)
-    assert fresh(start_of_three_ops, tmp_path)[:4] == ([13] * 3, 0, count, 2 * len(OPS))
-    found = fresh(start_of_three_ops, tmp_path)
+    assert fresh(start_of, tmp_path)[:4] == ([13] * 3, 4 * count, 0, 0)
+    assert fresh(start_of, tmp_path)[:4] == ([13] * 3, 0, count, 2 * len(OPS))
+    found = fresh(start_of, tmp_path)
     assert found[:4] == ([13] * 3, 0, count, 0)
-    assert found[4] == {"list": 1 + len(OPS), "read": len(OPS)}, "the folder, and for each schema its own and one validation"
+    assert found[4] == {"list": 3 + len(OPS), "read": len(OPS)}, (
+        "three folders (no overview, no refusal), and each schema's own and one validation"
+    )
+
+
+def test_a_later_start_finds_all_verdicts_in_one_file_and_only_sessions_that_publish_leave_it(tmp_path):
+    root, count = tmp_path / "root", len(SEVEN_OPS) * len(BUCKETS)
+    for _ in range(2):
+        fresh(start_of, root, SEVEN_OPS)
+    shutil.rmtree(root / "verdicts" / "overview", ignore_errors=True)
+    before = tree(root)
+    replayed = fresh(start_of, root, SEVEN_OPS, mode="replay")
+    assert replayed[0] == [13] * len(SEVEN_OPS)
+    assert tree(root) == before
+    fresh(start_of, root, SEVEN_OPS)
+    overview = root / "verdicts" / "overview"
+    assert tree(root).keys() - before.keys() == {overview, overview / "00000000.rec"}
+    found = fresh(start_of, root, SEVEN_OPS)
+    assert found[:4] == ([13] * len(SEVEN_OPS), 0, count, 0)
+    assert found[4] == {"list": 2, "read": 1}, "the folder of overviews and the newest one, and that there is no refusal"
+    replayed = fresh(start_of, root, SEVEN_OPS, mode="replay")
+    assert (replayed[0], replayed[4]) == ([13] * len(SEVEN_OPS), found[4])
 
 
 def test_replay_verifies_nothing_and_writes_nothing(tmp_path):

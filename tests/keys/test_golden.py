@@ -20,6 +20,7 @@ from fi_cachestore.keys.digest import (
 from fi_cachestore.records.envelope import body_of, seal, unseal
 from fi_cachestore.records.mark import Mark
 from fi_cachestore.records.missed import Beyond, InMemory, Missed, MissedSession
+from fi_cachestore.records.overview import overview_from, overview_value
 from fi_cachestore.records.record import Record
 from fi_cachestore.records.rules import Rule, SessionRules
 from fi_cachestore.records.settlement import Settlement
@@ -139,6 +140,12 @@ def test_verdict_bytes(name):
     data = (GOLDEN / f"{name}-v1.rec").read_bytes()
     assert seal(verdict.to_value()) == data
     assert verdict_from(unseal(data)) == verdict
+
+
+def test_overview_bytes():
+    data = (GOLDEN / "overview-v1.rec").read_bytes()
+    assert seal(overview_value(samples.overview())) == data
+    assert overview_from(unseal(data)) == samples.overview()
 
 
 def test_mark_bytes():

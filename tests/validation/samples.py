@@ -3,6 +3,7 @@
 from fi_cachestore.keys.schema import left_out_digest, left_out_value
 from fi_cachestore.records.mark import Mark
 from fi_cachestore.records.observation import Observation, Output, Sample, Side, SpaceKind
+from fi_cachestore.records.overview import Glance
 from fi_cachestore.records.verdict import Override, Quarantine, Refusal, Validation, Word
 from fi_cachestore.testing.samples import sample_record, sample_schema
 from fi_cachestore.validation.evidence import Contradiction, Reason
@@ -57,6 +58,15 @@ def refusal():
 
 def mark():
     return Mark(RECORD.digest, RECORD.content, "sample_gemm", (1, 2), "boot 1 4242 1000", "sample-host", NOW_NS)
+
+
+def overview():
+    """Two schemas: one that is validated for two sets of values, one with a bad validation, a quarantine and an operator's word."""
+    sound, bad = ({f"validation-{digest_of(rank)}" for rank in ranks} for ranks in ((0, 1), (2,)))
+    return {
+        SCHEMA.digest: Glance(NOW_NS, frozenset(sound), frozenset(sound)),
+        sample_schema(2).digest: Glance(NOW_NS + 1, frozenset({*bad, "quarantine", "override-00000000"}), frozenset()),
+    }
 
 
 VERDICTS = {"validation": validation, "quarantine": quarantine, "override": override, "refusal": refusal}

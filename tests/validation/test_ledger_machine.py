@@ -138,6 +138,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledgers[who] = self.opened(reads_ahead=bool(who))
         self.models[who].restart()
 
+    @rule()
+    def keep_an_overview(self):
+        """The one that reads ahead leaves what it had to read for those that start later."""
+        self.ledgers[1].keep_overview()
+
     @rule(which=WHICH, content=st.binary(max_size=40), data=st.data())
     def damage(self, which, content, data):
         """A validation turns bad on the disk."""
