@@ -270,11 +270,21 @@ def opened_with_a_clock(root, *, now_unix_ns=None):
     return Ledger(open_root(root, durable=False, reader=reader).verdicts, now_unix_ns or Later()), reader
 
 
+def pass_a_tick(root):
+    """Wait until the file system's clock has gone on, so that whatever changes now has another time than what has changed before."""
+    latest_ns = max(path.stat().st_ctime_ns for path in (root / "verdicts").iterdir())
+    probe = root.parent / "probe"
+    probe.touch()
+    while probe.stat().st_ctime_ns <= latest_ns:
+        probe.touch()
+
+
 @pytest.fixture
 def seven(root):
     """Seven validated schemas."""
     for schema in MANY:
         promote(open_ledger(root), schema=schema)
+    pass_a_tick(root)
     return root
 
 

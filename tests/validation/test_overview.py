@@ -26,7 +26,17 @@ from fi_cachestore.validation import stored as stored_module
 from fi_cachestore.validation.ledger import Ledger, Standing
 from tests.store.test_damaged_files import DAMAGE
 from tests.validation.samples import NOW_NS, RECORD, digest_of
-from tests.validation.test_ledger import MANY, CountingReader, Later, open_ledger, opened_with_a_clock, promote, quarantine, standing
+from tests.validation.test_ledger import (
+    MANY,
+    CountingReader,
+    Later,
+    open_ledger,
+    opened_with_a_clock,
+    pass_a_tick,
+    promote,
+    quarantine,
+    standing,
+)
 
 UNPROVEN, VALIDATED, QUARANTINED = Standing
 FORK = multiprocessing.get_context("fork")
@@ -45,6 +55,7 @@ def newest(root):
 
 def ask(root, schemas=MANY, **more):
     """Start, ask for schemas, and leave an overview; return what each question read."""
+    pass_a_tick(root)
     ledger, reader = opened_with_a_clock(root, **more)
     found = []
     for schema in schemas:
@@ -65,6 +76,7 @@ def root(tmp_path):
     """Seven validated schemas."""
     for schema in MANY:
         promote(open_ledger(tmp_path / "root"), schema=schema)
+    pass_a_tick(tmp_path / "root")
     return tmp_path / "root"
 
 
