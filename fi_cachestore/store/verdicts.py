@@ -37,6 +37,7 @@ MAX_GENERATIONS: Final = 8
 _FILE_NAME: Final = re.compile(rf"({SCHEMA_STEM.pattern}|[0-9a-f]{{64}}-[0-9a-f]{{64}})\.([0-7])\.rec", re.ASCII)
 _OVERRIDE: Final = "override-"
 _ATTEMPTS: Final = 64
+_MAX_LOOKED_INTO: Final = 512
 _SETTLED_NS: Final = 2_000_000_000
 """Longer than the grain of any file system's times of change, and than clocks of one site differ."""
 
@@ -64,19 +65,23 @@ class VerdictFolder:
     def glances(self, schemas: Iterable[Digest], now_unix_ns: int, known: Mapping[Digest, Glance], *, most: int) -> dict[Digest, Glance]:
         """Look through the folders of ``schemas``; return what those have that hold at most ``most`` files and were not changed just now.
 
-        What is in ``known`` and has not changed is taken from there. A change that the next one cannot be told from by its time is one of
-        the last moments.
+        What is in ``known`` and has not changed is taken from there; of the others no more are read than 512 files, which leaves folders
+        out. A change that the next one cannot be told from by its time is one of the last moments. A folder without a file is one that
+        could not be listed.
         """
-        found = {}
+        found, left = {}, _MAX_LOOKED_INTO
         for schema in schemas:
             changed_unix_ns = self._reader.changed_unix_ns(f"{self._prefix}/{schema}")
             glance = known.get(schema)
             if glance is not None and glance.changed_unix_ns == changed_unix_ns:
                 found[schema] = glance
-            elif changed_unix_ns and changed_unix_ns <= now_unix_ns - _SETTLED_NS and len(stems := self.stems(schema)) <= most:
-                left_out = [Digest(stem.removeprefix(VALIDATION)) for stem in stems if stem.startswith(VALIDATION)]
-                sound = [f"{VALIDATION}{digest}" for digest in left_out if self.is_validated(schema, digest, [])]
-                found[schema] = Glance(changed_unix_ns, stems, frozenset(sound))
+            elif changed_unix_ns and changed_unix_ns <= now_unix_ns - _SETTLED_NS:
+                stems = self.stems(schema)
+                if 0 < len(stems) <= min(most, left):
+                    left -= len(stems)
+                    left_out = [Digest(stem.removeprefix(VALIDATION)) for stem in stems if stem.startswith(VALIDATION)]
+                    sound = [f"{VALIDATION}{digest}" for digest in left_out if self.is_validated(schema, digest, [])]
+                    found[schema] = Glance(changed_unix_ns, stems, frozenset(sound))
         return found
 
     def is_as_seen(self, schema: Digest, glance: Glance) -> bool:

@@ -1,5 +1,6 @@
 """Overviews: what a start had to read file by file is one file for the next; it is believed for folders that have not changed since."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fi_cachestore.errors import DamagedError, StoreIOError
+from fi_cachestore.errors import DamagedError, StoreIOError, UnsupportedValueError
 from fi_cachestore.keys.canonical import Named
 from fi_cachestore.records.envelope import seal
 from fi_cachestore.records.overview import Glance, overview_from, overview_value
@@ -163,6 +164,36 @@ def test_it_has_schemas_that_were_seen_with_many_values_and_none_with_very_many(
     shutil.rmtree(root / "verdicts" / "overview")
     ask(root)
     assert sorted(newest(root)) == sorted(schema.digest for schema in MANY if schema != MANY[5])
+
+
+def test_no_more_than_so_many_files_are_read_for_it_and_later_starts_do_the_rest(root, monkeypatch):
+    monkeypatch.setattr(verdicts_module, "_MAX_LOOKED_INTO", 5)  # each schema has two
+    counts = []
+    for _ in range(4):
+        ask(root)
+        counts.append(len(newest(root)))
+    assert counts == [2, 4, 6, 7]
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES])
+def test_a_folder_that_cannot_be_listed_is_not_kept_as_an_empty_one(root, monkeypatch, code):
+    """For a process without descriptors left a quarantine is out of sight; the next one must see it."""
+    quarantine(open_ledger(root), MANY[4])
+    real = os.listdir
+
+    def refusing(path):
+        if Path(path).name == MANY[4].digest:
+            raise OSError(code, os.strerror(code))
+        return real(path)
+
+    ledger, _ = opened_with_a_clock(root)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", refusing)
+        for schema in MANY:
+            standing(ledger, 0, schema)
+        ledger.keep_overview()
+    assert set(newest(root)) == {schema.digest for schema in MANY} - {MANY[4].digest}
+    assert standings(root) == [VALIDATED] * 4 + [QUARANTINED] + [VALIDATED] * 2
 
 
 def test_where_there_is_no_room_for_all_it_has_what_this_process_asked_for(root, monkeypatch):
@@ -457,14 +488,14 @@ def test_a_full_disk_costs_the_overview_and_nothing_else(root, caplog):
 
 
 def test_more_than_a_file_holds_is_not_kept(root, monkeypatch):
-    monkeypatch.setattr(verdicts_module.VerdictFolder, "stems", lambda *_: frozenset(f"override-{number:08d}" for number in range(60)))
-    many = frozenset(sample_schema(number).digest for number in range(1000, 1800))
-    monkeypatch.setattr(OsFileSystem, "changed_unix_ns", lambda *_: 5)
-    glances = VerdictFolder(root).glances(many, Later()(), {}, most=64)
-    assert len(glances) == len(many)
-    ledger, _ = opened_with_a_clock(root)
+    glance = Glance(5, frozenset(f"override-{number:08d}" for number in range(60)), frozenset())
+    glances = {sample_schema(number).digest: glance for number in range(1000, 1800)}
+    with pytest.raises(UnsupportedValueError):
+        VerdictFolder(root, writer=OsFileSystem()).overviews.append(glances)
     monkeypatch.setattr(VerdictFolder, "glances", lambda *_, **__: glances)
-    ledger._stored._open_count[ledger._stored._own] = 9
+    ledger, _ = opened_with_a_clock(root)
+    for schema in MANY[:3]:
+        assert standing(ledger, 0, schema) is VALIDATED
     ledger.keep_overview()
     assert overview_files(root) == []
 
