@@ -142,6 +142,11 @@ def test_backends_do_not_count_for_cpu_tensors():
     assert isinstance(cpu.for_key(()), dict)
 
 
+ASKED = [
+    (index, backends, strict) for index in (0, 1) for backends in (None, (), ("cudnn",), ("cublas", "cudnn")) for strict in (False, True)
+]
+
+
 def test_devices_have_their_own_environments_probed_once():
     calls = []
 
@@ -155,6 +160,19 @@ def test_devices_have_their_own_environments_probed_once():
     assert calls == [Device("cuda", 0), Device("cuda", 1)]
     assert first.for_key(()) != second.for_key(())
     assert first.device_model() != second.device_model()
+    facets = [environments.for_key(Device("cuda", index), backends, strict=strict) for index, backends, strict in ASKED]
+    assert facets == [environments.of(Device("cuda", index)).for_key(backends, strict=strict) for index, backends, strict in ASKED]
+    assert len({tuple(found) + tuple(found.values()) for found in facets}) == len(ASKED), "each question has an answer of its own"
+    again = [environments.for_key(Device("cuda", index), backends, strict=strict) for index, backends, strict in ASKED]
+    assert list(map(id, again)) == list(map(id, facets))
+    assert len(calls) == 2
+
+
+def test_what_a_key_lacks_is_known_too():
+    environments = Environments(lambda _: (Probe("driver", Role.VALIDITY, lambda _: None),))
+    (gap,) = environments.for_key(Device("cpu"), (), strict=False)
+    assert gap.field == "driver"
+    assert environments.for_key(Device("cpu"), (), strict=False) == (gap,)
 
 
 @pytest.mark.parametrize("name", [*(name for name in KERNEL_VARIABLES if "*" not in name), "B12X_DENSE_ATOM_24", "FLASHINFER_NVFP4_4OVER6"])

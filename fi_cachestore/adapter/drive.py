@@ -105,7 +105,7 @@ def _see_to_all(
     What is not answered from records is no call of theirs.
     """
     views = [described.view(0, index) for index in range(len(steps))]
-    if any(trust.stays_in_memory(tuner.state, view) for view in views):
+    if any(trust.banned_because(tuner.state, view) for view in views):
         for view in views:
             trust.examine(tuner, session, view, ())
         return Course.MEMORY

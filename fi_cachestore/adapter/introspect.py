@@ -6,7 +6,7 @@ Everything is read once, when the call is described, and frozen for all its prof
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from fi_cachestore.errors import Gap, UnsupportedValueError
 from fi_cachestore.keys.canonical import Named, Value
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.model import RunnerIdentity, TuneKey
-from fi_cachestore.keys.schema import KeySchema, LeftOut, left_out_digest
+from fi_cachestore.keys.schema import KeySchema, LeftOut, SchemaDigests, left_out_digest
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -43,6 +43,7 @@ class Introspector:
     contracts: Mapping[str, Contract]
     environments: Environments
     strict: bool = False
+    schemas: SchemaDigests = field(default_factory=SchemaDigests)
 
     def contract(self, runner: TunableRunner) -> Contract:
         """Return the runner's contract, or an empty one where there is none or the class is not the one that was reviewed."""
@@ -214,7 +215,7 @@ class RunnerView:
         if self.call.device is None:
             return {}, ()
         backends = None if self.contract is _NO_CONTRACT else self.contract.backends
-        found = self.call.introspector.environments.of(self.call.device).for_key(backends, strict=self.call.introspector.strict)
+        found = self.call.introspector.environments.for_key(self.call.device, backends, strict=self.call.introspector.strict)
         return (found, ()) if isinstance(found, dict) else ({}, found)
 
     # -- trust ------------------------------------------------------------------------------------------------------------------
@@ -223,6 +224,12 @@ class RunnerView:
     def schema(self) -> KeySchema:
         """What trust in this runner's keys is kept under."""
         return KeySchema(self.call.op, str(self.type), leftout.rows(self.parameters), self.contract.digest, self.environment)
+
+    @cached_property
+    def schema_digest(self) -> Digest:
+        """The name of ``schema``, which itself is only asked for to be kept."""
+        rows = leftout.rows(self.parameters)
+        return self.call.introspector.schemas.of(self.call.op, str(self.type), rows, self.contract.digest, self.environment)
 
     @cached_property
     def left_out(self) -> tuple[tuple[str, Role], ...]:

@@ -21,7 +21,7 @@ from fi_cachestore.adapter.values import foreign_enum
 from fi_cachestore.errors import UnsupportedValueError
 from fi_cachestore.keys.canonical import Named, Value, encode
 from fi_cachestore.keys.digest import source_digest
-from fi_cachestore.keys.schema import LeftOut, left_out_value
+from fi_cachestore.keys.schema import LeftOut, Parameters, left_out_value
 
 _LONGEST_CHARS: Final = 4096
 _DEEPEST: Final = 8
@@ -45,13 +45,6 @@ class Parameter:
     def is_left_out(self) -> bool:
         """Whether the key does not hold its value."""
         return self.role not in _IN_THE_KEY
-
-    def row(self) -> tuple[str, str, str]:
-        """Return path, type and role for a schema.
-
-        What is left out has no type there, since a memo that is filled has another one: its type counts with its value.
-        """
-        return (self.path, type_name(self.cls) if self.role in _IN_THE_KEY else "", _NAME_OF[self.role])
 
 
 def parameter(path: str, role: Role | None, item: object) -> Parameter:
@@ -115,16 +108,20 @@ def _text(item: str | bytes) -> Value:
     return plain if type(item) in (str, bytes) else Named("subclass", (type_name(type(item)), plain))
 
 
-def rows(parameters: Iterable[Parameter]) -> tuple[tuple[str, str, str], ...]:
-    """Return what a schema says of parameters, each once."""
-    return tuple(sorted({found.row() for found in parameters}))
+def rows(parameters: Iterable[Parameter]) -> Parameters:
+    """Return path, type and role of parameters for a schema, each once.
+
+    What is left out of the key has no type there, since a memo that is filled has another one: its type counts with its value.
+    """
+    found = {(each.path, type_name(each.cls) if each.role in _IN_THE_KEY else "", _NAME_OF[each.role]) for each in parameters}
+    return tuple(sorted(found))
 
 
 def left_out(parameters: Iterable[Parameter]) -> LeftOut:
     """Return the digests of the values that are left out of the key. Two of one path both count."""
     digests: dict[str, Any] = {}
     for found in parameters:
-        if not found.is_left_out:
+        if found.role in _IN_THE_KEY:
             continue
         path = found.path
         while path in digests:

@@ -54,7 +54,7 @@ def rank(
         trust.note_measured(tuner.state, view, [step.record] if step.is_own and step.record is not None else [])
         course = _see_to(tuner, attached.session, view, step)
     if course is Course.MEMORY:
-        tuner.state.note_ephemeral(op, trust.stays_in_memory(tuner.state, view) or trust.UNVERIFIED)
+        tuner.state.note_ephemeral(op, trust.QUARANTINED if trust.banned_because(tuner.state, view) else trust.UNVERIFIED)
         with tuner.memory_only():
             return tuner.plain_rank_tactics(op, [runner], config, inputs, k=count, **kwargs)
     if step.record is None or course is Course.DEFAULT:

@@ -72,7 +72,7 @@ def _ballot(tuner: CacheStoreTuner, session: Session, view: RunnerView, steps: S
     """Return what this rank holds for the profiles of one runner."""
     why = trust.banned_because(tuner.state, view)
     if why:
-        session.belief.note_quarantined(view.schema.digest, why)
+        session.belief.note_quarantined(view.schema_digest, why)
     return b"".join(bytes.fromhex(step.key.digest) + (_BANNED if why else _content(step.record)) for step in steps)
 
 

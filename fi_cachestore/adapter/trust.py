@@ -98,7 +98,7 @@ class Memory:
 
 def evidence_of(memory: Memory, view: RunnerView) -> Evidence:
     """Return what this process can say about a record that it measures for ``view``."""
-    return Evidence(view.schema.digest, memory.process, dict(view.left_out_values))
+    return Evidence(view.schema_digest, memory.process, dict(view.left_out_values))
 
 
 # -- looking up: reads only -------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def why_not(state: AdapterState, session: Session, view: RunnerView, record: Rec
     ledger = session.belief.ledger
     if ledger is None or state.is_voted(record.digest):
         return None
-    standing = ledger.standing(view.schema.digest, _values(view, record))
+    standing = ledger.standing(view.schema_digest, _values(view, record))
     if standing is Standing.QUARANTINED:
         return MissReason.QUARANTINED
     if ledger.is_refused(record):
@@ -119,16 +119,11 @@ def why_not(state: AdapterState, session: Session, view: RunnerView, record: Rec
     return MissReason.UNPROVEN
 
 
-def stays_in_memory(state: AdapterState, view: RunnerView) -> str:
-    """Return why a whole call with this runner is FlashInfer's own affair, empty if it is not: its keys do not tell calls apart."""
-    return QUARANTINED if banned_because(state, view) else ""
-
-
 def banned_because(state: AdapterState, view: RunnerView) -> str:
-    """Return why any session's ledger bans the schema of a view's keys, empty if none does."""
+    """Return why any session's ledger bans the schema of a view's keys, empty if none does: such keys do not tell calls apart."""
     for attached in state.attached:
         ledger = attached.session.belief.ledger
-        if ledger is not None and (why := ledger.banned_because(view.schema.digest)):
+        if ledger is not None and (why := ledger.banned_because(view.schema_digest)):
             return why
     return ""
 
@@ -136,7 +131,7 @@ def banned_because(state: AdapterState, view: RunnerView) -> str:
 def is_doubted(state: AdapterState, session: Session, view: RunnerView, record: Record) -> bool:
     """Whether this process tried to verify records like this one and could not; what is refused among ranks is not meant."""
     refused = any(session.choices.is_refused(record.digest, measurement.tactic) for measurement in record.usable)
-    return not refused and bool(state.trust.doubt(view.schema.digest, _values(view, record)))
+    return not refused and bool(state.trust.doubt(view.schema_digest, _values(view, record)))
 
 
 def _values(view: RunnerView, record: Record) -> Digest:
@@ -167,8 +162,8 @@ def examine(tuner: CacheStoreTuner, session: Session, view: RunnerView, rows: Se
         _refuse(
             session, (record for group in groups.values() for _, record in group if ledger.is_refused(record))
         )  # as has just turned out
-    if why := ledger.banned_because(view.schema.digest):
-        session.belief.note_quarantined(view.schema.digest, why)
+    if why := ledger.banned_because(view.schema_digest):
+        session.belief.note_quarantined(view.schema_digest, why)
         _refuse(session, (record for _, record in rows))
         return Course.MEMORY
     if session.group is None:
@@ -192,7 +187,7 @@ def _unproven(
             is_known = alike is not None and theirs == alike
             alike = theirs
             if not is_known:
-                is_validated = ledger.standing(view.schema.digest, _values(view, record)) is Standing.VALIDATED and refuses_nothing
+                is_validated = ledger.standing(view.schema_digest, _values(view, record)) is Standing.VALIDATED and refuses_nothing
         if is_validated:
             continue
         are_all = False
@@ -219,7 +214,7 @@ def _refuse(session: Session, records: Iterable[Record]) -> None:
 
 def _doubt(tuner: CacheStoreTuner, session: Session, ledger: Ledger, view: RunnerView, values: Digest, group: Sequence[Row]) -> str:
     """Return why this process doubts a group of records, empty where it does not; try a sample of them the first time."""
-    memory, schema = tuner.state.trust, view.schema.digest
+    memory, schema = tuner.state.trust, view.schema_digest
     if known := memory.doubt(schema, values):
         return known
     cuda.synchronize(view.call.inputs)
@@ -247,7 +242,7 @@ def _verify(tuner: CacheStoreTuner, session: Session, ledger: Ledger, view: Runn
                     view.schema, _writer(record), _reader(tuner, view), record, found, contradiction, tuner.state.clock.unix_ns()
                 )
                 what = f"{contradiction.reason.value} ({contradiction.detail})"
-                return f"{what}; its key schema {view.schema.digest[:12]} is quarantined"
+                return f"{what}; its key schema {view.schema_digest[:12]} is quarantined"
             case Undecided(why):
                 return why
         seen.append((record, found))

@@ -7,6 +7,8 @@ from typing import TypeAlias
 
 from fi_cachestore.environment.facets import Device, Environment, Facet, Unknown
 from fi_cachestore.environment.probes import Probe, default_probes
+from fi_cachestore.errors import Gap
+from fi_cachestore.keys.canonical import Value
 
 ProbesFor: TypeAlias = Callable[[Device], tuple[Probe, ...]]
 
@@ -33,10 +35,18 @@ class Environments:
         """Probe with ``probes_for``."""
         self._probes_for = probes_for
         self._known: dict[Device, Environment] = {}
+        self._for_key: dict[tuple[Device, tuple[str, ...] | None, bool], dict[str, Value] | tuple[Gap, ...]] = {}
 
     def of(self, device: Device) -> Environment:
         """Return the environment of ``device``."""
         known = self._known.get(device)
         if known is None:
             known = self._known.setdefault(device, collect(device, self._probes_for(device)))
+        return known
+
+    def for_key(self, device: Device, backends: tuple[str, ...] | None, *, strict: bool) -> dict[str, Value] | tuple[Gap, ...]:
+        """Return what ``Environment.for_key`` does; the same object for the same question, so it must not be changed."""
+        known = self._for_key.get((device, backends, strict))
+        if known is None:
+            known = self._for_key.setdefault((device, backends, strict), self.of(device).for_key(backends, strict=strict))
         return known

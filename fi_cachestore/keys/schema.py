@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,7 +20,10 @@ _BEFORE_RUNNER: Final = encode("runner")
 _BEFORE_OP: Final = join_fields(_KIND, dict.fromkeys(_FIELDS, b"")).partition(_BEFORE_RUNNER)[0]
 _REMEMBERED: Final = frozenset({type(None), bool, int, str})
 _PARAMETER_PARTS: Final = 3
+_MAX_REMEMBERED: Final = 256
 
+Parameters: TypeAlias = tuple[tuple[str, str, str], ...]
+"""Path, type and role of each parameter."""
 LeftOut: TypeAlias = Mapping[str, Digest]
 """Digest of the value of every parameter that is not in the key, by its path."""
 
@@ -36,17 +38,14 @@ class KeySchema:
 
     op: str
     runner: str
-    parameters: tuple[tuple[str, str, str], ...]
+    parameters: Parameters
     contract: Digest
     environment: dict[str, Value]
 
     @cached_property
     def digest(self) -> Digest:
         """The name of the schema; the order of ``parameters`` is irrelevant, and there is no limit to their number."""
-        facets = tuple(self.environment.items())
-        is_text = {str}.issuperset(map(type, itertools.chain.from_iterable(facets)))
-        rest = _text_beside_op if is_text else _beside_op
-        return schema_digest(_KIND_BYTES + encode(self.op) + rest(self.runner, self.contract, facets, self.parameters))
+        return _digest(self.op, _beside_op(self.runner, self.contract, self.environment, self.parameters))
 
     def to_value(self) -> Value:
         """Return the schema as a value to be stored."""
@@ -65,6 +64,27 @@ class KeySchema:
         return cls(**fields | {"parameters": tuple(fields["parameters"])})
 
 
+class SchemaDigests:
+    """Digests of schemas, for who has many: one class serves many ops and calls. Thread-safe: two may work out the same twice."""
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self._beside_ops: dict[tuple[str, Digest, int, Parameters], tuple[dict[str, Value], bytes]] = {}
+
+    def of(self, op: str, runner: str, parameters: Parameters, contract: Digest, environment: dict[str, Value]) -> Digest:
+        """Return what ``KeySchema(...).digest`` is.
+
+        ``environment`` is known again by being the same object, which must not change; it is kept, so that no other one has its place.
+        """
+        what = (runner, contract, id(environment), parameters)
+        known = self._beside_ops.get(what)
+        if known is None:
+            if len(self._beside_ops) >= _MAX_REMEMBERED:
+                self._beside_ops.clear()
+            known = self._beside_ops[what] = (environment, _beside_op(runner, contract, environment, parameters))
+        return _digest(op, known[1])
+
+
 def stored_digest(data: bytes) -> Digest:
     """Return the digest of the schema whose ``to_value`` is encoded in ``data``, where its parameters are sorted; nothing is decoded.
 
@@ -79,20 +99,20 @@ def stored_digest(data: bytes) -> Digest:
     return schema_digest(_KIND_BYTES + data[start:end] + _stored_beside_op(_BEFORE_OP + _NO_OP + data[end:]))
 
 
+def _digest(op: str, beside_op: bytes) -> Digest:
+    return schema_digest(_KIND_BYTES + encode(op) + beside_op)
+
+
+def _beside_op(runner: str, contract: Digest, environment: dict[str, Value], parameters: Parameters) -> bytes:
+    return encode_each([runner, contract, environment, len(parameters), *sorted(parameters)])
+
+
 @shared
 def _stored_beside_op(data: bytes) -> bytes:
     """Return what ``_beside_op`` does, for a stored schema that had another op."""
     parts = _LAYOUT.cut(data)
     count, rows = list_items(parts["parameters"])
     return b"".join([parts["runner"], parts["contract"], parts["environment"], encode(count), rows])
-
-
-def _beside_op(runner: str, contract: Digest, facets: tuple[tuple[str, Value], ...], parameters: tuple[tuple[str, str, str], ...]) -> bytes:
-    return encode_each([runner, contract, dict(facets), len(parameters), *sorted(parameters)])
-
-
-_text_beside_op: Final = lru_cache(maxsize=256)(_beside_op)
-"""The same, remembered: one class serves many ops and calls. For text alone, which is equal only where its bytes are."""
 
 
 def _well_formed(fields: dict[str, Any]) -> bool:
@@ -125,7 +145,7 @@ def _value_digest(role: str, value: Value) -> Digest:
     return left_out_digest_of(encode((role, value)))
 
 
-_remembered_value: Final = lru_cache(maxsize=256, typed=True)(_value_digest)
+_remembered_value: Final = lru_cache(maxsize=_MAX_REMEMBERED, typed=True)(_value_digest)
 """The same, remembered by type and value: ranks and sizes are the same in all runners of a process."""
 
 
@@ -134,7 +154,7 @@ def left_out_digest(values: LeftOut) -> Digest:
     return _left_out_digest(tuple(sorted(values.items())))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=_MAX_REMEMBERED)
 def _left_out_digest(rows: tuple[tuple[str, Digest], ...]) -> Digest:
     """Return what ``left_out_digest`` does: of text, which calls and the verdicts on them have in common."""
     return left_out_digest_of(encode_each(rows))

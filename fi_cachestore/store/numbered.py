@@ -36,6 +36,8 @@ def newest_first(reader: Reader, folder: Path, kept_count: int) -> Iterator[Path
 def append(reader: Reader, writer: Writer, folder: Path, data: bytes, *, kept_count: int, durable: bool) -> Path:
     """Create the newest file and drop what is older than the last few. Safe from any process: a number is taken by creating its file.
 
+    Who stalls before that may take a number that was dropped meanwhile; such a file counts as an old one, and the next call drops it.
+
     Raises:
         StoreIOError: the file system refused.
     """

@@ -55,7 +55,7 @@ def described(case):
     keys = view.keys(call.bucket(), serving=True)
     if view.gaps or not all(isinstance(key, TuneKey) for key in keys):
         return None
-    return tuple(key.digest for key in keys), view.left_out_digest, view.schema.digest, call.raw_dims
+    return tuple(key.digest for key in keys), view.left_out_digest, view.schema_digest, call.raw_dims
 
 
 # -- collisions -------------------------------------------------------------------------------------------------------------------

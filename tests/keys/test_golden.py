@@ -143,7 +143,7 @@ def test_verdict_bytes(name):
 
 
 def test_overview_bytes():
-    data = (GOLDEN / "overview-v1.rec").read_bytes()
+    data = (GOLDEN / "overview-v2.rec").read_bytes()
     assert seal(overview_value(samples.overview())) == data
     assert overview_from(unseal(data)) == samples.overview()
 

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from fi_cachestore.errors import NotCanonicalError, UnsupportedValueError
 from fi_cachestore.keys.canonical import Named, decode, encode, encode_field
 from fi_cachestore.keys.digest import left_out_digest_of, part_digest, schema_digest
-from fi_cachestore.keys.schema import KeySchema, is_left_out, left_out_digest, left_out_value, stored_digest
+from fi_cachestore.keys.schema import KeySchema, SchemaDigests, is_left_out, left_out_digest, left_out_value, stored_digest
 from fi_cachestore.testing.samples import sample_schema
 
 SCHEMA = sample_schema()
@@ -65,9 +66,47 @@ def test_the_digest_is_that_of_all_parts_one_after_the_other(schema, ops):
         assert named.digest == schema_digest(b"".join(map(encode, [*head, *sorted(schema.parameters)])))
 
 
+ENVIRONMENTS = [{"facet": value} for value in ("1", 1, True, 1.0, 0.0, -0.0, False, (1,), (True,), [1], None)]
+
+
 def test_environments_that_are_equal_to_python_have_digests_of_their_own():
-    values = ["1", 1, True, 1.0, 0.0, -0.0, False, (1,), (True,), [1], None]
-    assert len({replace(SCHEMA, environment={"facet": value}).digest for value in values}) == len(values)
+    assert len({replace(SCHEMA, environment=values).digest for values in ENVIRONMENTS}) == len(ENVIRONMENTS)
+
+
+def digest_by(digests, schema):
+    return digests.of(schema.op, schema.runner, schema.parameters, schema.contract, schema.environment)
+
+
+@given(st.lists(SCHEMAS, max_size=4), st.lists(TEXT, min_size=2, max_size=2))
+def test_digests_of_many_schemas_are_those_of_each(schemas, ops):
+    digests = SchemaDigests()
+    for schema in [replace(schema, op=op) for op in ops for schema in schemas]:
+        assert digest_by(digests, schema) == schema.digest
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_many_digests_take_no_schema_for_another(name):
+    digests, other = SchemaDigests(), replace(SCHEMA, **{name: CHANGES[name]})
+    assert [digest_by(digests, each) for each in (SCHEMA, other, SCHEMA)] == [SCHEMA.digest, other.digest, SCHEMA.digest]
+
+
+def test_an_environment_that_is_gone_is_not_taken_for_one_in_its_place():
+    """Python gives a new object the place of an old one that nobody holds."""
+    digests = SchemaDigests()
+    for facets in ENVIRONMENTS * 20:
+        schema = replace(SCHEMA, environment=dict(facets))
+        assert digest_by(digests, schema) == schema.digest
+        del schema
+
+
+def test_of_many_digests_a_bounded_number_is_remembered():
+    digests, environments = SchemaDigests(), [{"facet": str(number)} for number in range(1000)]
+    for _ in range(2):
+        for environment in environments:
+            schema = replace(SCHEMA, environment=environment)
+            assert digest_by(digests, schema) == schema.digest
+    counts = [sys.getrefcount(environments[number]) for number in range(len(environments))]
+    assert 0 < len(counts) - counts.count(min(counts)) <= 256 + 1, "one is still ours"
 
 
 @given(SCHEMAS, st.lists(TEXT, min_size=2, max_size=2))
