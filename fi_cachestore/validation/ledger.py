@@ -109,7 +109,8 @@ class Ledger:
     def is_refused(self, record: Record) -> bool:
         """Whether this very record, not another measurement of the same key, is never to be served."""
         with self._lock:
-            contents = self._stored.refusals().get(record.digest)
+            refusals = self._stored.refusals()
+            contents = refusals.get(record.digest) if refusals else None
             if contents is None and not self._refused:
                 return False
             content = record.content

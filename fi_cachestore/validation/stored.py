@@ -50,9 +50,9 @@ class Stored:
 
     With a clock, a schema is answered by the overview that an earlier process has left, as long as its folder has not changed since. A
     process that asks for a few is about to ask for more, in between other work, which makes each of them cost several times of what it
-    does in one go. So from the fourth question on all rows are compared with the file system at once, which counts for a second; later
-    each is compared for itself. The fourth question that an overview leaves open has all folders looked through (unless they have very
-    many schemas), and ``to_keep`` makes an overview for later processes.
+    does in one go. So at the fourth question all rows are compared with the file system at once, and what they say is made ready; this
+    counts for a second, and later each is compared for itself. The fourth question that an overview leaves open has all folders looked
+    through (unless they have very many schemas), and ``to_keep`` makes an overview for later processes.
     """
 
     def __init__(self, folders: Sequence[VerdictFolder], own: VerdictFolder | None, now_unix_ns: Callable[[], int] | None) -> None:
@@ -68,27 +68,20 @@ class Stored:
         self._open_count: Counter[VerdictFolder] = Counter()
         self._refusals: dict[Digest, dict[Digest, VerdictFolder]] | None = None
         self._asked: set[Digest] = set()
+        self._ready: dict[Digest, Said] = {}
+        self._compared_unix_ns = 0
 
     def said_of(self, schema: Digest) -> Said:
         """Return what is said of a schema, overrides and quarantines applied; validations are listed, and read by ``is_validated``."""
         if len(self._asked) < _MAX_OVERVIEW:
             self._asked.add(schema)
-        found, are_validations = Said(), True
-        for folder in self._all:
-            glance = self._glance(folder, schema)
-            if glance is not None:
-                stems = glance.stems
-                found.validated |= glance.validated
-                are_validations &= stems == glance.validated
-            elif schema in self._listed(folder):
-                stems = folder.stems(schema)
-                are_validations &= all(stem.startswith(VALIDATION) for stem in stems)
-            else:
-                continue
-            found.stems.append((folder, stems))
-        if not are_validations:
-            self._apply_words(schema, found)
-        return found
+        now_unix_ns = 0 if self._now_unix_ns is None else self._now_unix_ns()
+        if now_unix_ns and not self._compared_unix_ns and len(self._asked) > _READ_SINGLY:
+            self._compare(now_unix_ns)
+        ready = self._ready.get(schema)
+        if ready is not None and 0 <= now_unix_ns - self._compared_unix_ns <= _MOMENT_NS:
+            return ready
+        return self._gathered(schema, now_unix_ns)
 
     def is_validated(self, said: Said, schema: Digest, left_out: Digest) -> bool:
         """Whether any folder has a sound validation for a schema and left-out values."""
@@ -133,16 +126,58 @@ class Stored:
             self._names[folder] = folder.schemas()
         return self._names[folder]
 
-    def _glance(self, folder: VerdictFolder, schema: Digest) -> Glance | None:
+    def _rows_of(self, folder: VerdictFolder) -> _Rows:
+        if folder not in self._rows:
+            self._rows[folder] = _Rows(folder.overviews.newest())
+        return self._rows[folder]
+
+    def _compare(self, now_unix_ns: int) -> None:
+        """Compare all rows with the file system; make ready what is said of schemas that have validations and nothing else."""
+        self._compared_unix_ns = now_unix_ns
+        for folder in self._all:
+            rows = self._rows_of(folder)
+            if len(rows.glances) <= _MAX_AHEAD:
+                rows.glances = {name: glance for name, glance in rows.glances.items() if folder.is_as_seen(name, glance)}
+                rows.compared_unix_ns = now_unix_ns
+        for schema in {name for rows in self._rows.values() for name in rows.glances}:
+            found = Said()
+            if all(self._adds_validations(folder, schema, found) for folder in self._all):
+                self._ready[schema] = found
+
+    def _adds_validations(self, folder: VerdictFolder, schema: Digest, found: Said) -> bool:
+        """Add what a row that was compared says; whether it is nothing but sound validations, or the folder has nothing on the schema."""
+        rows = self._rows[folder]
+        glance = rows.glances.get(schema)
+        if glance is None:
+            return schema not in self._listed(folder)
+        found.stems.append((folder, glance.stems))
+        found.validated |= glance.validated
+        return glance.stems == glance.validated and rows.compared_unix_ns > 0
+
+    def _gathered(self, schema: Digest, now_unix_ns: int) -> Said:
+        """Return what is said of a schema, put together folder by folder."""
+        found, are_validations = Said(), True
+        for folder in self._all:
+            glance = self._glance(folder, schema, now_unix_ns)
+            if glance is not None:
+                stems = glance.stems
+                found.validated |= glance.validated
+                are_validations &= stems == glance.validated
+            elif schema in self._listed(folder):
+                stems = folder.stems(schema)
+                are_validations &= all(stem.startswith(VALIDATION) for stem in stems)
+            else:
+                continue
+            found.stems.append((folder, stems))
+        if not are_validations:
+            self._apply_words(schema, found)
+        return found
+
+    def _glance(self, folder: VerdictFolder, schema: Digest, now_unix_ns: int) -> Glance | None:
         """Return what is known of a schema's folder without listing it, if the folder is as it was now or a moment ago."""
-        if self._now_unix_ns is None:
+        if not now_unix_ns:
             return None
-        now_unix_ns, rows = self._now_unix_ns(), self._rows.get(folder)
-        if rows is None:
-            rows = self._rows[folder] = _Rows(folder.overviews.newest())
-        if not rows.compared_unix_ns and len(self._asked) > _READ_SINGLY and len(rows.glances) <= _MAX_AHEAD:
-            rows.glances = {name: glance for name, glance in rows.glances.items() if folder.is_as_seen(name, glance)}
-            rows.compared_unix_ns = now_unix_ns
+        rows = self._rows_of(folder)
         glance = rows.glances.get(schema)
         if glance is not None and (0 <= now_unix_ns - rows.compared_unix_ns <= _MOMENT_NS or folder.is_as_seen(schema, glance)):
             return glance

@@ -126,6 +126,7 @@ def test_the_schema_has_every_parameter_with_type_and_role():
     made = view(Holding(width=3, tp_rank=0), DYNAMIC, scale=1.0, flag=True)
     rows = set(made.schema.parameters)
     assert made.schema_digest == made.schema.digest
+    assert set(made.left_out_values) == {"tp_rank", "arguments.scale"}
     assert {("width", "builtins:int", "semantic"), ("tp_rank", "", "placement")} <= rows
     assert {("arguments.scale", "", "dynamic"), ("arguments.flag", "builtins:bool", "semantic")} <= rows
     assert ("class.variant", "builtins:int", "semantic") not in rows

@@ -18,7 +18,7 @@ from fi_cachestore.store.roots import open_root
 from fi_cachestore.store.verdicts import VerdictFolder
 from fi_cachestore.validation.ledger import Ledger
 from tests.adapter.believing import verdicts
-from tests.adapter.doubtful import RIGHT, WRONG, CountingRunner, Killing, SeedRunner, ask, layout_called, replay, tune
+from tests.adapter.doubtful import RIGHT, WRONG, CountingRunner, Hungry, Killing, SeedRunner, ask, layout_called, replay, tune
 from tests.adapter.processes import fresh
 from tests.adapter.runners import config, matrix, timed
 from tests.adapter.test_sizes import with_contract
@@ -84,6 +84,22 @@ def test_a_ranking_of_another_layout_is_found_out_and_given_to_nobody(tmp_path):
 def test_a_ranking_is_verified_once_and_then_given_as_it_was_recorded(tmp_path):
     assert [fresh(ranking, tmp_path, True, RIGHT) for _ in range(3)] == [([13, 12, 11], 3, 0), ([13, 12, 11], 0, 1), ([13, 12, 11], 0, 0)]
     assert verdicts(tmp_path) == {"validation": 1}
+
+
+def ranking_and_saying_why(root, runner):
+    layout_called(WRONG)
+    with timed(), fi_cachestore.autotune(root=root) as session:
+        AutoTuner.get().rank_tactics("op", [runner], config((64,)), [matrix(64)], k=3)
+    return session.report().ephemeral
+
+
+@has_ranking
+def test_it_is_said_why_a_ranking_is_made_in_memory(tmp_path):
+    assert fresh(ranking_and_saying_why, tmp_path, SeedRunner(True)) == {}
+    for _ in range(2):
+        assert fresh(ranking_and_saying_why, tmp_path, SeedRunner(False)) == {"quarantined key schema": 1}
+    assert fresh(ranking_and_saying_why, tmp_path / "other", Hungry()) == {}
+    assert fresh(ranking_and_saying_why, tmp_path / "other", Hungry("no memory")) == {"records that could not be verified": 1}
 
 
 def remembering(root):

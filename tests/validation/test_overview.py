@@ -23,6 +23,7 @@ from fi_cachestore.store.roots import open_read_only, open_root
 from fi_cachestore.store.verdicts import VerdictFolder
 from fi_cachestore.testing.faults import DISK_FULL, FaultyWriter, fail_at, kill_at
 from fi_cachestore.testing.samples import sample_schema
+from fi_cachestore.validation import ledger as ledger_module
 from fi_cachestore.validation import stored as stored_module
 from fi_cachestore.validation.ledger import Ledger, Standing
 from tests.store.test_damaged_files import DAMAGE
@@ -115,6 +116,46 @@ def test_a_layer_s_overview_counts_for_it_and_the_writable_root_gets_its_own(kep
     assert {what for what, name in reader.operations if name in {schema.digest for schema in MANY}} == {"time"}
     ledger.keep_overview()
     assert (overview_files(tmp_path / "own"), overview_files(kept)) == ([], ["00000000.rec"])
+
+
+def layered(own, image):
+    return Ledger(open_root(own, after=[image], durable=False).verdicts, Later())
+
+
+@pytest.mark.parametrize("has_an_overview", [False, True])
+def test_what_the_writable_root_has_counts_beside_a_layer_s_overview(kept, tmp_path, has_an_overview):
+    own = tmp_path / "own"
+    quarantine(open_ledger(own), MANY[4])
+    promote(open_ledger(own), 2, MANY[5])
+    promote(open_ledger(own), 2, sample_schema(50))
+    open_ledger(own).override(MANY[6].digest, Word.DISTRUSTED, "root@host", "said so", NOW_NS)
+    pass_a_tick(own)
+    if has_an_overview:
+        ledger = layered(own, kept)
+        for schema in (*MANY, sample_schema(50)):
+            standing(ledger, 0, schema)
+        ledger.keep_overview()
+    assert bool(newest(own)) is has_an_overview
+    ledger = layered(own, kept)
+    assert [standing(ledger, 0, schema) for schema in MANY] == [VALIDATED] * 4 + [QUARANTINED, VALIDATED, QUARANTINED]
+    assert [standing(ledger, 2, schema) for schema in MANY[3:6]] == [UNPROVEN, QUARANTINED, VALIDATED]
+    assert [standing(ledger, rank, sample_schema(50)) for rank in (0, 1, 2)] == [VALIDATED, UNPROVEN, VALIDATED]
+
+
+def test_what_a_root_s_own_overview_says_is_no_word_on_a_layer_s_which_has_too_many(kept, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    for schema in MANY[:5]:
+        promote(open_ledger(own), 2, schema)
+    ask_layered = layered(own, tmp_path / "none")
+    pass_a_tick(own)
+    for schema in MANY[:5]:
+        assert standing(ask_layered, 2, schema) is VALIDATED
+    ask_layered.keep_overview()
+    assert (len(newest(own)), len(newest(kept))) == (5, 7)
+    quarantine(open_ledger(kept), MANY[4])
+    monkeypatch.setattr(stored_module, "_MAX_AHEAD", 6)
+    ledger = layered(own, kept)
+    assert [standing(ledger, 0, schema) for schema in MANY] == [VALIDATED] * 4 + [QUARANTINED] + [VALIDATED] * 2
 
 
 def test_who_looked_into_no_folder_leaves_none_nor_does_who_has_no_clock(root):
@@ -442,6 +483,20 @@ def test_what_others_have_left_since_is_found_after_a_refresh(root):
     reader.operations.clear()
     assert [standing(ledger, 0, schema) for schema in MANY] == [VALIDATED] * len(MANY)
     assert [what for what, _ in reader.operations] == [what for question in BY_THE_OVERVIEW for what in question]
+    quarantine(open_ledger(root), MANY[4])
+    ledger.refresh()
+    reader.operations.clear()
+    assert [standing(ledger, 0, schema) for schema in MANY] == [VALIDATED] * 4 + [QUARANTINED] + [VALIDATED] * 2
+    assert [what for what, _ in reader.operations].count("time") == len(MANY) + 3, "all were compared again"
+
+
+def test_what_it_lists_counts_for_how_many_values_there_may_be(kept, monkeypatch, caplog):
+    monkeypatch.setattr(ledger_module, "MAX_VALIDATIONS", 2)
+    ledger, _ = opened_with_a_clock(kept)
+    assert [standing(ledger, 0, schema) for schema in MANY] == [VALIDATED] * len(MANY)
+    assert not promote(ledger, 2, MANY[5])
+    assert "more than 2 sets of left-out values" in caplog.text
+    assert standing(ledger, 2, MANY[5]) is UNPROVEN
 
 
 def test_nothing_is_looked_at_twice_and_the_same_is_not_written_again(root):
