@@ -28,7 +28,7 @@ from fi_cachestore.errors import Gap, UnsupportedValueError
 from fi_cachestore.keys.canonical import Named, Value
 from fi_cachestore.keys.digest import Digest
 from fi_cachestore.keys.model import RunnerIdentity, TuneKey
-from fi_cachestore.keys.schema import KeySchema, LeftOut, SchemaDigests, left_out_digest
+from fi_cachestore.keys.schema import KeySchema, LeftOut, SchemaDigests
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -240,11 +240,6 @@ class RunnerView:
     def left_out_values(self) -> LeftOut:
         """Digests of the values that are not in the key, as they were when the runner was described."""
         return leftout.left_out(self.parameters)
-
-    @cached_property
-    def left_out_digest(self) -> Digest:
-        """One digest of all of them."""
-        return left_out_digest(self.left_out_values)
 
     # -- extras -----------------------------------------------------------------------------------------------------------------
 

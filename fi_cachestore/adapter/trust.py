@@ -107,9 +107,11 @@ def evidence_of(memory: Memory, view: RunnerView) -> Evidence:
 def why_not(state: AdapterState, session: Session, view: RunnerView, record: Record) -> MissReason | None:
     """Return why a record that a session knows may not be served for ``view``, ``None`` if it may."""
     ledger = session.belief.ledger
-    if ledger is None or state.is_voted(record.digest):
+    if ledger is None:
         return None
     standing = ledger.standing(view.schema_digest, _values(view, record))
+    if (standing is Standing.VALIDATED and ledger.refuses_nothing()) or state.is_voted(record.digest):
+        return None
     if standing is Standing.QUARANTINED:
         return MissReason.QUARANTINED
     if ledger.is_refused(record):
@@ -136,8 +138,8 @@ def is_doubted(state: AdapterState, session: Session, view: RunnerView, record: 
 
 def _values(view: RunnerView, record: Record) -> Digest:
     """Return a name for the left-out values of writer and reader together."""
-    theirs = record.evidence.left_out
-    return view.left_out_digest if theirs == view.left_out_values else left_out_digest(joint(theirs, view.left_out_values))
+    theirs, own = record.evidence.left_out, view.left_out_values
+    return left_out_digest(own if theirs == own else joint(theirs, own))
 
 
 # -- tuning -----------------------------------------------------------------------------------------------------------------------

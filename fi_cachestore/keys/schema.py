@@ -45,7 +45,8 @@ class KeySchema:
     @cached_property
     def digest(self) -> Digest:
         """The name of the schema; the order of ``parameters`` is irrelevant, and there is no limit to their number."""
-        return _digest(self.op, _beside_op(self.runner, self.contract, self.environment, self.parameters))
+        rest = _beside_op(self.runner, self.contract, self.environment, self.parameters)
+        return schema_digest(_KIND_BYTES + encode(self.op) + rest)
 
     def to_value(self) -> Value:
         """Return the schema as a value to be stored."""
@@ -82,7 +83,7 @@ class SchemaDigests:
             if len(self._beside_ops) >= _MAX_REMEMBERED:
                 self._beside_ops.clear()
             known = self._beside_ops[what] = (environment, _beside_op(runner, contract, environment, parameters))
-        return _digest(op, known[1])
+        return schema_digest(_KIND_BYTES + encode(op) + known[1])
 
 
 def stored_digest(data: bytes) -> Digest:
@@ -97,10 +98,6 @@ def stored_digest(data: bytes) -> Digest:
     if end < start or not data.startswith(_BEFORE_OP):
         raise NotCanonicalError("not a key schema of this format", len(data))
     return schema_digest(_KIND_BYTES + data[start:end] + _stored_beside_op(_BEFORE_OP + _NO_OP + data[end:]))
-
-
-def _digest(op: str, beside_op: bytes) -> Digest:
-    return schema_digest(_KIND_BYTES + encode(op) + beside_op)
 
 
 def _beside_op(runner: str, contract: Digest, environment: dict[str, Value], parameters: Parameters) -> bytes:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -36,14 +35,6 @@ class Standing(StrEnum):
     QUARANTINED = "quarantined"
 
 
-@dataclass(slots=True)
-class _Known:
-    """What is known of one schema: what the folders say, and the standings that follow."""
-
-    said: Said
-    standings: dict[Digest, Standing] = field(default_factory=dict)
-
-
 class Ledger:
     """Thread-safe. Looking up only reads, and remembers what it found (also that there is nothing) until ``refresh``.
 
@@ -60,7 +51,8 @@ class Ledger:
         self._verdicts = verdicts
         self._stored = Stored(tuple(verdicts or ()), None if verdicts is None else verdicts.own, now_unix_ns)
         self._lock = threading.RLock()
-        self._schemas: dict[Digest, _Known] = {}
+        self._schemas: dict[Digest, Said] = {}
+        self._standings: dict[tuple[Digest, Digest], Standing] = {}
         self._held: dict[Digest, str] = {}
         self._agreed: dict[Digest, set[Digest]] = {}
         self._asked: dict[tuple[Digest, Digest], None] = {}
@@ -71,33 +63,32 @@ class Ledger:
 
     def standing(self, schema: Digest, left_out: Digest) -> Standing:
         """Return how a schema stands for one set of left-out values, overrides applied. Never raises, never writes."""
-        known = self._schemas.get(schema)
-        found = None if known is None else known.standings.get(left_out)
+        found = self._standings.get((schema, left_out))
         if found is not None:
             return found
         with self._lock:
-            known = self._known(schema)
-            if len(known.standings) >= _MAX_REMEMBERED:
-                known.standings.clear()
-            found = known.standings[left_out] = self._weigh(schema, known.said, left_out)
+            found = self._weigh(schema, self._said(schema), left_out)
+            if len(self._standings) >= _MAX_REMEMBERED:
+                self._standings.clear()
+            self._standings[schema, left_out] = found
             if len(self._asked) < _MAX_REMEMBERED:
                 self._asked[schema, left_out] = None
         return found
 
     def banned_because(self, schema: Digest) -> str:
         """Return why a schema is not served, whatever the left-out values; empty if it may be."""
-        known = self._schemas.get(schema)
-        if known is None:
+        said = self._schemas.get(schema)
+        if said is None:
             with self._lock:
-                known = self._known(schema)
-        if known.said.word is Word.TRUSTED:
+                said = self._said(schema)
+        if said.word is Word.TRUSTED:
             return ""
-        return known.said.banned_because or self._held.get(schema, "")
+        return said.banned_because or self._held.get(schema, "")
 
     def trusted_because(self, schema: Digest) -> str:
         """Return whose word makes a schema served, whatever the left-out values; empty if it is nobody's."""
         with self._lock:
-            said = self._known(schema).said
+            said = self._said(schema)
             is_banned = said.word is not Word.TRUSTED and (said.banned_because or schema in self._held)
             return "" if is_banned else said.trusted_because
 
@@ -138,6 +129,7 @@ class Ledger:
         """Forget what was read, so that what others wrote since is found; what this process has seen stays."""
         with self._lock:
             self._schemas.clear()
+            self._standings.clear()
             self._stored.forget()
 
     def keep_overview(self) -> None:
@@ -173,7 +165,7 @@ class Ledger:
                 standing = self.standing(schema.digest, digest)
                 if standing is Standing.UNPROVEN and self._has_room(schema.digest):
                     self._agreed.setdefault(schema.digest, set()).add(digest)
-                    self._known(schema.digest).standings[digest] = standing = Standing.VALIDATED
+                    self._standings[schema.digest, digest] = standing = Standing.VALIDATED
                     self._store(Validation(schema, values, writer, reader, rows, unix_ns))
             stands = stands and standing is Standing.VALIDATED
         return stands
@@ -208,13 +200,13 @@ class Ledger:
         """Believe what another rank has verified, in this process only; a quarantine that is known here still counts."""
         with self._lock:
             self._agreed.setdefault(schema, set()).add(left_out)
-            self._known(schema).standings.pop(left_out, None)
+            self._standings.pop((schema, left_out), None)
 
     def hold(self, schema: Digest, why: str) -> None:
         """Ban a schema in this process only: another rank has seen a contradiction."""
         with self._lock:
             self._held.setdefault(schema, why)
-            self._known(schema).standings.clear()
+            self._forget_standings(schema)
 
     def refuse(self, record: Record, why: str, unix_ns: int) -> None:
         """Never serve this very record again. Never raises: what cannot be stored holds in this process."""
@@ -234,6 +226,7 @@ class Ledger:
         with self._lock:
             self._stored.forget()
             self._schemas.pop(schema, None)
+            self._forget_standings(schema)
         return kept
 
     # -- inside -----------------------------------------------------------------------------------------------------------------
@@ -247,18 +240,20 @@ class Ledger:
             return Standing.VALIDATED
         return Standing.UNPROVEN
 
-    def _known(self, schema: Digest) -> _Known:
-        known = self._schemas.get(schema)
-        if known is None:
+    def _said(self, schema: Digest) -> Said:
+        said = self._schemas.get(schema)
+        if said is None:
             if len(self._schemas) >= _MAX_REMEMBERED:
                 self._schemas.clear()
-            known = self._schemas[schema] = _Known(self._stored.said_of(schema))
-        return known
+            said = self._schemas[schema] = self._stored.said_of(schema)
+        return said
+
+    def _forget_standings(self, schema: Digest) -> None:
+        for known in [known for known in self._standings if known[0] == schema]:
+            del self._standings[known]
 
     def _has_room(self, schema: Digest) -> bool:
-        own = next(
-            (stems for folder, stems in self._known(schema).said.stems if self._verdicts and folder is self._verdicts.own), frozenset()
-        )
+        own = next((stems for folder, stems in self._said(schema).stems if self._verdicts and folder is self._verdicts.own), frozenset())
         stored = {stem.removeprefix(VALIDATION) for stem in own if stem.startswith(VALIDATION)}
         count = len(stored | self._agreed.get(schema, set()))
         if count >= MAX_VALIDATIONS:

@@ -19,6 +19,7 @@ from fi_cachestore.adapter.policy import resolved
 from fi_cachestore.adapter.tensors import Tensors
 from fi_cachestore.environment.identity import Environments
 from fi_cachestore.keys.model import TuneKey
+from fi_cachestore.keys.schema import left_out_digest
 from tests.adapter import runners as module_of_runners
 from tests.adapter.cases import CASES, Case
 from tests.adapter.runners import BUCKETS, Kind, PlainRunner, config, matrix, with_output
@@ -55,7 +56,7 @@ def described(case):
     keys = view.keys(call.bucket(), serving=True)
     if view.gaps or not all(isinstance(key, TuneKey) for key in keys):
         return None
-    return tuple(key.digest for key in keys), view.left_out_digest, view.schema_digest, call.raw_dims
+    return tuple(key.digest for key in keys), left_out_digest(view.left_out_values), view.schema_digest, call.raw_dims
 
 
 # -- collisions -------------------------------------------------------------------------------------------------------------------
