@@ -388,6 +388,13 @@ def test_without_a_store_everything_holds_in_memory():
     assert list(ledger.entries()) == []
 
 
+def test_what_another_rank_has_verified_is_believed_at_once(ledger):
+    assert [standing(ledger, rank) for rank in (0, 1)] == [UNPROVEN] * 2
+    ledger.take_in(SCHEMA.digest, digest_of(0))
+    assert [standing(ledger, rank) for rank in (0, 1)] == [VALIDATED, UNPROVEN]
+    assert list(ledger.agreed()) == [(SCHEMA.digest, digest_of(0))]
+
+
 def test_what_is_remembered_is_bounded(root, monkeypatch):
     monkeypatch.setattr(ledger_module, "_MAX_REMEMBERED", 8)
     ledger = open_ledger(root)
