@@ -2,8 +2,8 @@
 
 Each start is a process of its own, forked from one that has imported everything and used nothing: it enters a session, asks for every
 profile of every op of the store, and leaves. CPU time, medians of starts in pairs, each side first in every other one; and the median of
-the pairs' ratios, which a machine that gets slower or faster meanwhile changes less. All of them on one core: what a start loses by being
-moved to another one is more than what is measured. 50 ops, each a schema, with 20 records each; kernels are simulated.
+the pairs' ratios, which a machine that gets slower or faster meanwhile changes less. All of them on one core, so that none is
+moved to another one and begins there with cold caches. 50 ops, each a schema, with 20 records each; kernels are simulated.
 
 Usage: python benchmarks/bench_trust.py [--starts 301] [--schemas 50] [--out FILE]
 """

@@ -27,7 +27,7 @@ class Glance:
 
 
 def overview_value(glances: Mapping[Digest, Glance]) -> Value:
-    """Return the content of an envelope: one line of text per schema, which costs readers less than lists would."""
+    """Return the content of an envelope: one line of text per schema, where lists would be more to decode."""
     return Named(_KIND, {schema: _row(glance) for schema, glance in glances.items()})
 
 

@@ -49,7 +49,7 @@ class Stored:
     """Reads when it is asked, and remembers listings until ``forget``. Not thread-safe: the ledger's lock is around it.
 
     With a clock, a schema is answered by the overview that an earlier process has left, as long as its folder has not changed since. A
-    process that asks for a few is about to ask for more, in between other work, which makes each of them cost several times of what it
+    process that asks for a few is about to ask for more, in between other work, which makes each of them cost far more than it
     does in one go. So at the fourth question all rows are compared with the file system at once, and what they say is made ready; this
     counts for a second, and later each is compared for itself. The fourth question that an overview leaves open has all folders looked
     through (unless they have very many schemas), and ``to_keep`` makes an overview for later processes.
@@ -140,18 +140,15 @@ class Stored:
                 rows.glances = {name: glance for name, glance in rows.glances.items() if folder.is_as_seen(name, glance)}
                 rows.compared_unix_ns = now_unix_ns
         for schema in {name for rows in self._rows.values() for name in rows.glances}:
-            found = Said()
-            if all(self._adds_validations(folder, schema, found) for folder in self._all):
-                self._ready[schema] = found
+            if all(self._has_validations_alone(folder, schema) for folder in self._all):
+                self._ready[schema] = self._gathered(schema, now_unix_ns)
 
-    def _adds_validations(self, folder: VerdictFolder, schema: Digest, found: Said) -> bool:
-        """Add what a row that was compared says; whether it is nothing but sound validations, or the folder has nothing on the schema."""
+    def _has_validations_alone(self, folder: VerdictFolder, schema: Digest) -> bool:
+        """Whether a folder has nothing but sound validations, by a row that was compared, or nothing at all on a schema."""
         rows = self._rows[folder]
         glance = rows.glances.get(schema)
         if glance is None:
             return schema not in self._listed(folder)
-        found.stems.append((folder, glance.stems))
-        found.validated |= glance.validated
         return glance.stems == glance.validated and rows.compared_unix_ns > 0
 
     def _gathered(self, schema: Digest, now_unix_ns: int) -> Said:

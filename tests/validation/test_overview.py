@@ -305,6 +305,19 @@ def test_words_and_quarantines_that_it_lists_are_read_each_time(root):
     assert standings(root) == expected
 
 
+def test_what_is_compared_ahead_is_not_read_ahead(root):
+    quarantine(open_ledger(root), MANY[6])
+    ledger, _ = opened_with_a_clock(root)
+    for schema in MANY:
+        standing(ledger, 0, schema)
+    ledger.keep_overview()
+    promote(open_ledger(root), 2, MANY[5])
+    ledger, reader = opened_with_a_clock(root)
+    assert [standing(ledger, 0, schema) for schema in MANY[:4]] == [VALIDATED] * 4
+    assert [what for what, _ in reader.operations] == ["list", "read"] + ["time"] * (3 + len(MANY))
+    assert [standing(ledger, 0, schema) for schema in MANY[4:]] == [VALIDATED, VALIDATED, QUARANTINED]
+
+
 def test_a_validation_that_goes_away_is_missed(kept):
     for path in (kept / "verdicts" / MANY[2].digest).iterdir():
         path.unlink()
